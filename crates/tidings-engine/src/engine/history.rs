@@ -1,0 +1,187 @@
+//! What a stream keeps for those who come back: pure, the time is passed in.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tidings_protocol::{EventId, Offset, Timestamp};
+
+use super::Record;
+
+/// The newest records kept exactly, whatever their class: what a short cut misses comes back without folding.
+const RECENT_RECORDS_MAX: usize = 256;
+/// Bytes of records kept for exactness alone.
+const RECENT_BYTES_MAX: usize = 1024 * 1024;
+
+/// How much history a stream keeps.
+#[derive(Clone, Debug)]
+pub struct HistoryLimits {
+    /// Durable events, and as many keys of `latest` events.
+    pub events: usize,
+    /// Age of a durable event.
+    pub age: Duration,
+    /// JSON of durable events, and as much of `latest` events.
+    pub bytes: usize,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self { events: 1000, age: Duration::from_hours(1), bytes: 8 * 1024 * 1024 }
+    }
+}
+
+/// The kept part of a stream: three views of the same records.
+///
+/// `recent` is everything of late, exact. `durable` reaches further back without the progress in between, so that a
+/// flood of progress never pushes out the end of a task. `latest` holds the newest record of each key. A replay is
+/// taken from `recent` if it reaches back far enough, and else merged from the other two.
+#[derive(Debug)]
+pub(super) struct History {
+    limits: HistoryLimits,
+    recent: Log,
+    durable: Log,
+    latest: Latest,
+    ids: HashMap<EventId, Offset>,
+    /// In the order of their offsets, to forget ids in.
+    ids_by_age: VecDeque<(Timestamp, EventId)>,
+}
+
+/// Records in order, with their bytes, and the offset up to which records have been dropped.
+#[derive(Debug, Default)]
+struct Log {
+    records: VecDeque<Arc<Record>>,
+    bytes: usize,
+    dropped_to: Offset,
+}
+
+impl Log {
+    fn push(&mut self, record: &Arc<Record>) {
+        self.bytes += record.json.len();
+        self.records.push_back(Arc::clone(record));
+    }
+
+    fn drop_oldest_while(&mut self, too_much: impl Fn(&Self, &Record) -> bool) {
+        while let Some(oldest) = self.records.front() {
+            if !too_much(self, oldest) {
+                break;
+            }
+            self.bytes -= oldest.json.len();
+            self.dropped_to = oldest.offset;
+            self.records.pop_front();
+        }
+    }
+
+    fn behind(&self, offset: Offset) -> impl Iterator<Item = &Arc<Record>> {
+        self.records.range(self.records.partition_point(|record| record.offset <= offset)..)
+    }
+}
+
+/// The newest record of each key.
+#[derive(Debug, Default)]
+struct Latest {
+    by_key: HashMap<Arc<str>, Offset>,
+    by_offset: BTreeMap<Offset, Arc<Record>>,
+    bytes: usize,
+    /// The newest record that was dropped without a newer one of its key.
+    dropped_to: Offset,
+}
+
+impl Latest {
+    fn push(&mut self, key: &Arc<str>, record: &Arc<Record>) {
+        if let Some(replaced) = self.by_key.insert(Arc::clone(key), record.offset) {
+            self.remove(replaced);
+        }
+        self.bytes += record.json.len();
+        self.by_offset.insert(record.offset, Arc::clone(record));
+    }
+
+    fn remove(&mut self, offset: Offset) -> Option<Arc<Record>> {
+        let record = self.by_offset.remove(&offset)?;
+        self.bytes -= record.json.len();
+        Some(record)
+    }
+
+    fn drop_oldest_while(&mut self, too_much: impl Fn(&Self, &Record) -> bool) {
+        while let Some((&offset, oldest)) = self.by_offset.first_key_value() {
+            if !too_much(self, oldest) {
+                break;
+            }
+            self.dropped_to = offset;
+            if let Some(key) = self.remove(offset).and_then(|record| record.latest_key.clone()) {
+                self.by_key.remove(&key);
+            }
+        }
+    }
+}
+
+impl History {
+    pub(super) fn new(limits: HistoryLimits) -> Self {
+        let (recent, durable) = (Log::default(), Log::default());
+        Self {
+            limits,
+            recent,
+            durable,
+            latest: Latest::default(),
+            ids: HashMap::new(),
+            ids_by_age: VecDeque::new(),
+        }
+    }
+
+    /// The offset of the event that has this id, if the history holds it.
+    pub(super) fn offset_of(&self, id: &EventId) -> Option<Offset> {
+        self.ids.get(id).copied()
+    }
+
+    pub(super) fn push(&mut self, record: &Arc<Record>) {
+        self.recent.push(record);
+        match &record.latest_key {
+            Some(key) => self.latest.push(key, record),
+            None => self.durable.push(record),
+        }
+        if let Some(id) = &record.id {
+            self.ids.insert(id.clone(), record.offset);
+            self.ids_by_age.push_back((record.appended_at, id.clone()));
+        }
+        self.trim(record.appended_at);
+    }
+
+    /// Drops what the limits do not allow any more.
+    pub(super) fn trim(&mut self, now: Timestamp) {
+        let limits = &self.limits;
+        let old =
+            |at: Timestamp| now.seconds_since(at) > i64::try_from(limits.age.as_secs()).unwrap_or(i64::MAX);
+        let recent_max = RECENT_RECORDS_MAX.min(limits.events);
+        self.recent.drop_oldest_while(|log, oldest| {
+            log.records.len() > recent_max || log.bytes > RECENT_BYTES_MAX || old(oldest.appended_at)
+        });
+        self.durable.drop_oldest_while(|log, oldest| {
+            log.records.len() > limits.events || log.bytes > limits.bytes || old(oldest.appended_at)
+        });
+        self.latest.drop_oldest_while(|latest, oldest| {
+            latest.by_offset.len() > limits.events || latest.bytes > limits.bytes || old(oldest.appended_at)
+        });
+        while self.ids_by_age.len() > limits.events || self.ids_by_age.front().is_some_and(|(at, _)| old(*at))
+        {
+            if let Some((_, id)) = self.ids_by_age.pop_front() {
+                self.ids.remove(&id);
+            }
+        }
+    }
+
+    /// Everything behind `offset` that is kept, and whether that is everything that matters.
+    pub(super) fn behind(&self, offset: Offset) -> (bool, Vec<Arc<Record>>) {
+        if offset >= self.recent.dropped_to {
+            return (true, self.recent.behind(offset).cloned().collect());
+        }
+        let mut records: Vec<_> = self.durable.behind(offset).cloned().collect();
+        records.extend(self.latest.by_offset.range(offset + 1..).map(|(_, record)| Arc::clone(record)));
+        // What the exact log still has is exact there, too.
+        let exact_from = self.recent.dropped_to;
+        records.retain(|record| record.offset <= exact_from);
+        records.sort_unstable_by_key(|record| record.offset);
+        records.extend(self.recent.records.iter().cloned());
+        (offset >= self.durable.dropped_to && offset >= self.latest.dropped_to, records)
+    }
+}

@@ -1,0 +1,14 @@
+//! Names that nobody can guess or hit upon twice.
+
+use std::fmt::Write as _;
+
+/// `N` random bytes of the operating system's, in hexadecimal.
+pub(crate) fn hex<const N: usize>() -> String {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    bytes.iter().fold(String::with_capacity(2 * N), |mut text, byte| {
+        // Writing to a `String` cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,165 @@
+//! A JSON object as its members' own bytes: what is not ours passes through untouched.
+
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    fmt::{self, Write as _},
+};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+/// The members of a JSON object in their order, each value as the text that the sender wrote.
+///
+/// Refuses duplicate keys, because two readers could each believe another one.
+#[derive(Debug)]
+pub struct RawObject<'a> {
+    members: Vec<(Cow<'a, str>, &'a str)>,
+}
+
+impl<'a> RawObject<'a> {
+    /// Reads an object. The error says where and what, without repeating the input at length.
+    pub fn parse(text: &'a str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// The text of a member's value; `None` also for `null`, which counts as absent.
+    pub fn get(&self, key: &str) -> Option<&'a str> {
+        self.members
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|&(_, value)| value)
+            .filter(|&value| value != "null")
+    }
+
+    /// A member's value if it is a string.
+    pub fn get_str(&self, key: &str) -> Option<Cow<'a, str>> {
+        self.get(key).and_then(|value| serde_json::from_str::<BorrowedStr<'a>>(value).ok()).map(|s| s.0)
+    }
+
+    /// The members, in the sender's order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &'a str)> {
+        self.members.iter().map(|(key, value)| (&**key, *value))
+    }
+}
+
+/// `Cow<str>` that borrows where the text has no escapes (serde's own implementation always copies).
+#[derive(Deserialize)]
+struct BorrowedStr<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for RawObject<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Members)
+    }
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = RawObject<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members: Vec<(Cow<'de, str>, &'de str)> = Vec::with_capacity(12);
+        let mut seen = HashSet::new();
+        while let Some(BorrowedStr(key)) = map.next_key()? {
+            let value: &'de RawValue = map.next_value()?;
+            if !seen.insert(key.clone()) {
+                let key: String = key.chars().take(80).collect();
+                return Err(A::Error::custom(format_args!("duplicate key `{key}`")));
+            }
+            members.push((key, value.get()));
+        }
+        Ok(RawObject { members })
+    }
+}
+
+/// Writes a JSON object member by member, so that raw text and our own values go into one buffer.
+#[derive(Debug)]
+pub struct ObjectWriter(String);
+
+impl ObjectWriter {
+    /// An empty object with room for `bytes`.
+    pub fn with_capacity(bytes: usize) -> Self {
+        let mut text = String::with_capacity(bytes);
+        text.push('{');
+        Self(text)
+    }
+
+    /// Adds a member whose value is JSON text already.
+    pub fn raw(&mut self, key: &str, value: &str) {
+        if self.0.len() > 1 {
+            self.0.push(',');
+        }
+        push_string(&mut self.0, key);
+        self.0.push(':');
+        self.0.push_str(value);
+    }
+
+    /// Adds a member whose value is a string.
+    pub fn string(&mut self, key: &str, value: &str) {
+        let mut quoted = String::with_capacity(value.len() + 2);
+        push_string(&mut quoted, value);
+        self.raw(key, &quoted);
+    }
+
+    /// Adds a member whose value is written as it displays: a number.
+    pub fn number(&mut self, key: &str, value: impl fmt::Display) {
+        self.raw(key, "");
+        // Writing to a `String` cannot fail.
+        let _ = write!(self.0, "{value}");
+    }
+
+    /// The object as JSON.
+    pub fn finish(mut self) -> String {
+        self.0.push('}');
+        self.0
+    }
+
+    /// The object without its closing brace, for whoever still has members to add.
+    pub(crate) fn finish_open(self) -> String {
+        self.0
+    }
+}
+
+fn push_string(out: &mut String, text: &str) {
+    // Keys and ids hardly ever need escapes; then their own bytes are the JSON.
+    if text.bytes().all(|b| b >= 0x20 && b != b'"' && b != b'\\') {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else {
+        out.push_str(&serde_json::Value::from(text).to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_keep_their_bytes() {
+        let text = r#"{"a": 1.50e+3, "b":{ "x" : [1,  2] }, "s":"\u00e9\ud800"}"#;
+        let object = RawObject::parse(text).unwrap();
+        let values: Vec<_> = object.iter().collect();
+        assert_eq!(values, [("a", "1.50e+3"), ("b", r#"{ "x" : [1,  2] }"#), ("s", r#""\u00e9\ud800""#)]);
+    }
+
+    #[test]
+    fn a_key_written_twice_is_refused_however_it_is_escaped() {
+        let error = RawObject::parse(r#"{"type":"a.b","t\u0079pe":"c.d"}"#).unwrap_err();
+        assert!(error.to_string().contains("duplicate key `type`"), "{error}");
+    }
+
+    #[test]
+    fn deep_nesting_does_not_exhaust_the_stack() {
+        let text = format!(r#"{{"type":"a.b","x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        assert!(RawObject::parse(&text).is_ok());
+    }
+}

@@ -1,0 +1,102 @@
+//! `tidings serve` and `tidings dev`.
+
+use std::io::{self, Write as _};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::logging;
+use crate::{
+    Server,
+    config::{Environment, Layers, Settings},
+};
+
+pub(super) fn serve(layers: &Layers) -> anyhow::Result<()> {
+    let settings = read(layers)?;
+    if settings.environment != Environment::Development {
+        for insecurity in settings.insecurities() {
+            tracing::warn!("insecure: {insecurity}");
+        }
+    }
+    runtime()?.block_on(async {
+        let server = Server::bind(settings).await?;
+        run(server).await
+    })
+}
+
+pub(super) fn dev(layers: &Layers, demo: bool) -> anyhow::Result<()> {
+    let settings = read(layers)?;
+    if settings.environment != Environment::Development {
+        let why = "`tidings dev` is for development; run `tidings serve`, or unset it";
+        anyhow::bail!("ENVIRONMENT ({}): {why}", settings.environment.as_str());
+    }
+    runtime()?.block_on(async {
+        let insecurities = settings.insecurities();
+        let server = Server::bind(settings).await?;
+        let address = server.address()?;
+        banner(address.port(), &insecurities, demo)?;
+        run(if demo { server.with_demo() } else { server }).await
+    })
+}
+
+fn read(layers: &Layers) -> anyhow::Result<Settings> {
+    let settings = Settings::read(layers)?;
+    logging::start(&settings)?;
+    for warning in layers.warnings() {
+        tracing::warn!("{warning}");
+    }
+    Ok(settings)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")
+}
+
+async fn run(server: Server) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tracing::info!(
+        address = %server.address()?,
+        internal = server.internal_address().map(tracing::field::display),
+        version = env!("CARGO_PKG_VERSION"),
+        "listening"
+    );
+    let mut running = std::pin::pin!(server.run(stop.clone()));
+    loop {
+        tokio::select! {
+            () = &mut running => return Ok(()),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if stop.is_cancelled() {
+            tracing::warn!("asked to stop a second time; stopping now");
+            return Ok(());
+        }
+        stop.cancel();
+    }
+}
+
+fn banner(port: u16, insecurities: &[&str], demo: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "\n  tidings {}: development mode, INSECURE; never use it in production",
+        env!("CARGO_PKG_VERSION")
+    )?;
+    for insecurity in insecurities {
+        writeln!(out, "    - {insecurity}")?;
+    }
+    writeln!(out, "    - nothing is kept: a restart begins anew\n")?;
+    writeln!(out, "  Console    http://localhost:{port}/console")?;
+    writeln!(out, "  WebSocket  ws://localhost:{port}/ws")?;
+    writeln!(out, "  Events     http://localhost:{port}/api/projects/demo/events")?;
+    writeln!(out, "  Watch      tidings tail demo --url ws://localhost:{port}/ws")?;
+    if demo {
+        writeln!(out, "  Demo       events on project `demo`; stop them with --no-demo")?;
+    }
+    let event = r#"{"type":"task.progress","project_id":"demo","task_id":"mine","progress":{"current":3,"total":10}}"#;
+    writeln!(out, "\n  Publish one yourself:\n  curl -d '{event}' http://localhost:{port}/api/events\n")?;
+    out.flush()
+}

@@ -1,0 +1,305 @@
+//! The settings: where they come from, what they may be. The only place that knows the environment.
+
+mod layers;
+mod table;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
+    time::Duration,
+};
+
+use tidings_engine::engine::HistoryLimits;
+use tidings_protocol::ProjectId;
+
+pub use layers::{Flags, Layers, Origin, SettingError, Value};
+pub use table::{SETTINGS, Setting};
+
+/// The variables of this process's environment: the one place where it is read. What is not Unicode is no setting.
+#[allow(clippy::disallowed_methods, reason = "this is the place")]
+pub fn environment_variables() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// Every setting, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the service runs.
+    pub environment: Environment,
+    /// Host that clients use inside the network.
+    pub backend_host: String,
+    /// Port that clients use inside the network.
+    pub backend_port: u16,
+    /// Public name in production.
+    pub domain: String,
+    /// Listen address.
+    pub listen: SocketAddr,
+    /// Second address for publishing, admin and metrics.
+    pub internal_listen: Option<SocketAddr>,
+    /// Redis whose plain channel is listened to.
+    pub redis_url: Option<String>,
+    /// The plain channel.
+    pub redis_channel: String,
+    /// Between two heartbeats.
+    pub heartbeat_interval: Duration,
+    /// This node's name.
+    pub node: String,
+    /// Whether this start follows a container restart.
+    pub restarted: bool,
+    /// How much history a stream keeps.
+    pub history: HistoryLimits,
+    /// The largest event accepted, in bytes of JSON.
+    pub event_bytes_max: usize,
+    /// Subscriptions per connection.
+    pub subscriptions_max: usize,
+    /// Bytes of live messages that may wait for one client.
+    pub outbox_bytes_max: usize,
+    /// Keys that may publish.
+    pub publish_keys: Vec<String>,
+    /// The key that may do everything.
+    pub admin_key: Option<String>,
+    /// Origins whose pages may connect; empty: the default of the environment.
+    pub allowed_origins: Vec<String>,
+    /// How logs are written; `None`: by what the output is.
+    pub log_format: Option<LogFormat>,
+    /// What is logged, in the syntax of `RUST_LOG`.
+    pub log_filter: String,
+    /// The project of each workspace.
+    pub workspaces: BTreeMap<String, ProjectId>,
+}
+
+/// Where the service runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Environment {
+    /// A developer's machine: permissive on loopback.
+    Development,
+    /// A container network.
+    Docker,
+    /// Open to the world.
+    Production,
+}
+
+impl Environment {
+    /// The environment as the settings have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Development => "development",
+            Self::Docker => "docker",
+            Self::Production => "production",
+        }
+    }
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// JSON for machines.
+    Json,
+}
+
+impl Settings {
+    /// Checks the values of all layers.
+    pub fn read(layers: &Layers) -> Result<Self, SettingError> {
+        let environment = layers.choice(
+            "ENVIRONMENT",
+            &[
+                ("development", Environment::Development),
+                ("docker", Environment::Docker),
+                ("production", Environment::Production),
+            ],
+        )?;
+        let backend_port = layers.number("BACKEND_PORT", 0, u16::MAX.into())?;
+        let listen = layers.optional("TIDINGS_LISTEN").map_or_else(
+            || {
+                let ip = if environment == Environment::Development {
+                    Ipv4Addr::LOCALHOST
+                } else {
+                    Ipv4Addr::UNSPECIFIED
+                };
+                Ok(SocketAddr::new(IpAddr::V4(ip), backend_port))
+            },
+            |value| address(layers, "TIDINGS_LISTEN", value),
+        )?;
+        let internal_listen = layers.optional("TIDINGS_INTERNAL_LISTEN");
+        let settings = Self {
+            environment,
+            backend_host: layers.text("BACKEND_HOST"),
+            backend_port,
+            domain: layers.text("DOMAIN"),
+            listen,
+            internal_listen: internal_listen
+                .map(|value| address(layers, "TIDINGS_INTERNAL_LISTEN", value))
+                .transpose()?,
+            redis_url: redis_url(layers)?,
+            redis_channel: layers.text("REDIS_CHANNEL"),
+            heartbeat_interval: Duration::from_secs(layers.number("WS_HEARTBEAT_INTERVAL", 1, 3600)?),
+            node: layers.optional("CONTAINER_ID").map_or_else(host_name, str::to_owned),
+            restarted: layers.choice(
+                "CONTAINER_RESTART",
+                &[("false", false), ("true", true), ("0", false), ("1", true)],
+            )?,
+            history: HistoryLimits {
+                events: layers.number("TIDINGS_HISTORY_EVENTS", 1, 1_000_000)?,
+                age: Duration::from_secs(layers.number("TIDINGS_HISTORY_SECONDS", 1, 30 * 24 * 3600)?),
+                bytes: layers.number("TIDINGS_HISTORY_BYTES", 1024, 1 << 32)?,
+            },
+            event_bytes_max: layers.number("TIDINGS_EVENT_BYTES_MAX", 1024, 16 << 20)?,
+            subscriptions_max: layers.number("TIDINGS_SUBSCRIPTIONS_MAX", 1, 100_000)?,
+            outbox_bytes_max: layers.number("TIDINGS_OUTBOX_BYTES_MAX", 64 << 10, 1 << 30)?,
+            publish_keys: layers.list("TIDINGS_PUBLISH_KEYS"),
+            admin_key: layers.optional("TIDINGS_ADMIN_KEY").map(str::to_owned),
+            allowed_origins: layers.list("TIDINGS_ALLOWED_ORIGINS"),
+            log_format: layers
+                .optional("TIDINGS_LOG_FORMAT")
+                .map(|_| {
+                    layers
+                        .choice("TIDINGS_LOG_FORMAT", &[("text", LogFormat::Text), ("json", LogFormat::Json)])
+                })
+                .transpose()?,
+            log_filter: layers.text("RUST_LOG"),
+            workspaces: workspaces(layers)?,
+        };
+        layers.choice("TIDINGS_ENGINE", &[("embedded", ())])?;
+        settings.check_auth(layers)?;
+        Ok(settings)
+    }
+
+    /// Nobody may find a service open that he believed closed: without a word about rights it only starts where nobody
+    /// else can reach it.
+    fn check_auth(&self, layers: &Layers) -> Result<(), SettingError> {
+        let private = self.environment == Environment::Development && self.listen.ip().is_loopback();
+        match layers.optional("TIDINGS_AUTH") {
+            None if private => Ok(()),
+            None => Err(layers.error(
+                "TIDINGS_AUTH",
+                "must be set, because the service is reachable from elsewhere; `none` lets everybody read everything",
+            )),
+            Some("none") => Ok(()),
+            Some(_) => Err(layers.error("TIDINGS_AUTH", "expected `none`, the only way that this version has")),
+        }
+    }
+
+    /// The URL that a frontend connects its WebSocket to. A `port` of 0 in the settings stands for the one `listening`.
+    pub fn websocket_url(&self, listening: Option<u16>) -> String {
+        let port = if self.backend_port == 0 { listening.unwrap_or(0) } else { self.backend_port };
+        match self.environment {
+            Environment::Production => format!("wss://{}/ws", self.domain),
+            Environment::Docker => format!("ws://{}:{port}/ws", self.backend_host),
+            Environment::Development => format!("ws://localhost:{port}/ws"),
+        }
+    }
+
+    /// What is open that should not be where others can reach it; for the log at the start.
+    pub fn insecurities(&self) -> Vec<&'static str> {
+        let mut open = vec!["everybody who can connect may read every project (TIDINGS_AUTH=none)"];
+        if self.publish_keys.is_empty() && self.environment == Environment::Development {
+            open.push("programs on this machine may publish without a key (TIDINGS_PUBLISH_KEYS is unset)");
+        }
+        open
+    }
+}
+
+fn address(layers: &Layers, name: &'static str, value: &str) -> Result<SocketAddr, SettingError> {
+    // A bare `:8000` means every address.
+    let text = if value.starts_with(':') { format!("0.0.0.0{value}") } else { value.to_owned() };
+    let mut found = text.to_socket_addrs().ok().into_iter().flatten();
+    found.next().ok_or_else(|| layers.error(name, "expected an address with a port, as `127.0.0.1:8000`"))
+}
+
+fn redis_url(layers: &Layers) -> Result<Option<String>, SettingError> {
+    let Some(url) = layers.optional("REDIS_URL") else { return Ok(None) };
+    if url.starts_with("redis+") {
+        return Err(layers.error(
+            "REDIS_URL",
+            "Cluster and Sentinel are not in this version; expected `redis://host:port`",
+        ));
+    }
+    match redis::Client::open(url) {
+        Ok(_) => Ok(Some(url.to_owned())),
+        // The value may hold a password and is not repeated.
+        Err(error) => Err(layers
+            .error("REDIS_URL", format!("expected `redis://host:port` or `rediss://host:port`: {error}"))),
+    }
+}
+
+fn workspaces(layers: &Layers) -> Result<BTreeMap<String, ProjectId>, SettingError> {
+    let invalid = |workspace: &str, message| layers.error("workspaces", format!("{workspace}: {message}"));
+    let check = |(workspace, project): (&String, &String)| {
+        let project = ProjectId::try_from(project.as_str()).map_err(|error| invalid(workspace, error))?;
+        Ok((workspace.clone(), project))
+    };
+    layers.workspaces().iter().map(check).collect()
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    let name = name.trim();
+    // Where that file does not exist, a name that at least says what it is.
+    if name.is_empty() { format!("tidings-{}", std::process::id()) } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Settings, String> {
+        let variables = variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let layers = Layers::load(&Flags::default(), &variables, None).map_err(|error| error.to_string())?;
+        Settings::read(&layers).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_websocket_url_follows_the_environment() {
+        let url = |variables: &[(&str, &str)]| read(variables).unwrap().websocket_url(None);
+        assert_eq!(url(&[]), "ws://localhost:8000/ws");
+        let docker = [
+            ("ENVIRONMENT", "docker"),
+            ("TIDINGS_AUTH", "none"),
+            ("BACKEND_HOST", "tidings"),
+            ("BACKEND_PORT", "81"),
+        ];
+        assert_eq!(url(&docker), "ws://tidings:81/ws");
+        let production =
+            [("ENVIRONMENT", "production"), ("TIDINGS_AUTH", "none"), ("DOMAIN", "app.example.com")];
+        assert_eq!(url(&production), "wss://app.example.com/ws");
+    }
+
+    #[test]
+    fn a_service_that_others_can_reach_does_not_start_without_a_word_about_rights() {
+        for variables in [
+            &[("ENVIRONMENT", "production")][..],
+            &[("ENVIRONMENT", "docker")],
+            &[("TIDINGS_LISTEN", "0.0.0.0:8000")],
+        ] {
+            let error = read(variables).unwrap_err();
+            assert!(error.contains("TIDINGS_AUTH"), "{error}");
+        }
+        assert!(read(&[("TIDINGS_AUTH", "jwt")]).unwrap_err().contains("only way that this version has"));
+    }
+
+    #[test]
+    fn a_setting_that_cannot_be_read_is_named_with_its_origin_and_what_was_expected() {
+        for (name, value, words) in [
+            ("WS_HEARTBEAT_INTERVAL", "soon", "a whole number from 1 to 3600"),
+            ("WS_HEARTBEAT_INTERVAL", "0", "a whole number from 1 to 3600"),
+            ("BACKEND_PORT", "70000", "a whole number from 0 to 65535"),
+            ("ENVIRONMENT", "prod", "`development`, `docker`, `production`"),
+            ("TIDINGS_LISTEN", "nowhere", "an address with a port"),
+            ("REDIS_URL", "http://x", "redis://host:port"),
+            ("REDIS_URL", "redis+cluster://a:1", "not in this version"),
+            ("TIDINGS_ENGINE", "redis", "`embedded`"),
+            ("TIDINGS_LOG_FORMAT", "xml", "`text`, `json`"),
+            ("CONTAINER_RESTART", "maybe", "`false`, `true`"),
+        ] {
+            let error = read(&[(name, value)]).unwrap_err();
+            assert!(
+                error.contains(name) && error.contains(words) && error.contains("environment"),
+                "{name}: {error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Every setting with its default and its meaning: what `tidings config` prints and the reference is made of.
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// The environment variable; its key in the file is the same in lower case without `TIDINGS_`.
+    pub name: &'static str,
+    /// The value when nothing is set; `None`: unset.
+    pub default: Option<&'static str>,
+    /// Whether its value is masked wherever it is shown.
+    pub secret: bool,
+    /// What it means.
+    pub help: &'static str,
+}
+
+const fn plain(name: &'static str, default: Option<&'static str>, help: &'static str) -> Setting {
+    Setting { name, default, secret: false, help }
+}
+
+const fn secret(name: &'static str, help: &'static str) -> Setting {
+    Setting { name, default: None, secret: true, help }
+}
+
+impl Setting {
+    /// The key in `tidings.toml`.
+    pub fn key(&self) -> String {
+        self.name.strip_prefix("TIDINGS_").unwrap_or(self.name).to_ascii_lowercase()
+    }
+}
+
+/// Every setting that has a meaning in this version.
+pub static SETTINGS: [Setting; 24] = [
+    plain("ENVIRONMENT", Some("development"), "`development`, `docker` or `production`"),
+    plain("BACKEND_HOST", Some("localhost"), "host that clients use inside the network"),
+    plain("BACKEND_PORT", Some("8000"), "port to listen on, and that clients use inside the network"),
+    plain("DOMAIN", Some("localhost"), "public name in production"),
+    plain(
+        "TIDINGS_LISTEN",
+        None,
+        "listen address; unset: 127.0.0.1:$BACKEND_PORT in development, else 0.0.0.0:$BACKEND_PORT; port 0 picks one",
+    ),
+    plain(
+        "TIDINGS_INTERNAL_LISTEN",
+        None,
+        "second address for publishing, admin and metrics; then the first has none of them",
+    ),
+    secret("REDIS_URL", "`redis://` or `rediss://`: the Redis whose plain channel is listened to"),
+    plain("TIDINGS_ENGINE", Some("embedded"), "where streams are kept: `embedded`"),
+    plain("REDIS_CHANNEL", Some("websocket:broadcast"), "plain pub/sub channel that is listened to"),
+    plain("WS_HEARTBEAT_INTERVAL", Some("30"), "seconds between `system.heartbeat` messages"),
+    plain("CONTAINER_ID", None, "this node's name; unset: the host name"),
+    plain(
+        "CONTAINER_RESTART",
+        Some("false"),
+        "`true`: this start follows a container restart; shown in health",
+    ),
+    plain("TIDINGS_HISTORY_EVENTS", Some("1000"), "durable events kept per stream for replay"),
+    plain("TIDINGS_HISTORY_SECONDS", Some("3600"), "how long an event is kept for replay"),
+    plain("TIDINGS_HISTORY_BYTES", Some("8388608"), "bytes of durable events kept per stream for replay"),
+    plain("TIDINGS_EVENT_BYTES_MAX", Some("1048576"), "the largest event that is accepted, in bytes of JSON"),
+    plain(
+        "TIDINGS_AUTH",
+        None,
+        "who may connect: `none`; unset: `none` on loopback in development, else an error",
+    ),
+    secret(
+        "TIDINGS_PUBLISH_KEYS",
+        "keys that may publish, comma separated; unset: keyless from loopback in development",
+    ),
+    secret("TIDINGS_ADMIN_KEY", "the key that may do everything"),
+    plain(
+        "TIDINGS_ALLOWED_ORIGINS",
+        None,
+        "origins whose pages may connect, exact or with `*`, comma separated; unset: same host and port, and any localhost in development",
+    ),
+    plain("TIDINGS_SUBSCRIPTIONS_MAX", Some("500"), "subscriptions per connection"),
+    plain(
+        "TIDINGS_OUTBOX_BYTES_MAX",
+        Some("8388608"),
+        "bytes of live messages that may wait for one client before it is closed as too slow (4508)",
+    ),
+    plain("TIDINGS_LOG_FORMAT", None, "`text` or `json`; unset: text on a terminal, else JSON"),
+    plain("RUST_LOG", Some("info"), "what is logged"),
+];
+
+/// Variables of the contract that a later version gives a meaning: their own warning instead of "unknown".
+pub(super) const LATER: [&str; 14] = [
+    "WS_CONNECTION_TIMEOUT",
+    "TIDINGS_DATA_DIR",
+    "TIDINGS_PERSIST",
+    "TIDINGS_TRUSTED_PROXIES",
+    "TIDINGS_DRAIN_SECONDS",
+    "TIDINGS_SESSION_SECRET",
+    "TIDINGS_JWT_SECRET",
+    "TIDINGS_JWT_PUBLIC_KEY",
+    "TIDINGS_JWKS_URL",
+    "TIDINGS_AUTH_URL",
+    "TIDINGS_TLS_CERT",
+    "TIDINGS_TLS_KEY",
+    "TIDINGS_CELERY_BACKEND_URL",
+    "TIDINGS_CELERY_BROKER_URL",
+];

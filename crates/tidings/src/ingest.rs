@@ -1,0 +1,60 @@
+//! The one gate that every source goes through: read, check, count, give to a project, append.
+
+use std::sync::Arc;
+
+use tidings_engine::{
+    Node,
+    engine::{Appended, EngineError},
+};
+use tidings_protocol::{Event, InvalidEvent};
+
+use crate::{
+    burst::Burst,
+    config::Settings,
+    metrics::{EventSource, Metrics},
+};
+
+/// Takes events in.
+#[derive(Debug)]
+pub(crate) struct Ingest {
+    node: Arc<Node>,
+    metrics: Arc<Metrics>,
+    settings: Arc<Settings>,
+    rejections: Burst,
+}
+
+impl Ingest {
+    pub(crate) fn new(node: Arc<Node>, metrics: Arc<Metrics>, settings: Arc<Settings>) -> Self {
+        Self { node, metrics, settings, rejections: Burst::default() }
+    }
+
+    /// Reads and checks one event. What is refused is counted, and said once per burst with its reason.
+    pub(crate) fn read(&self, source: EventSource, json: &[u8]) -> Result<Event, InvalidEvent> {
+        self.metrics.received(source, 1);
+        let now = jiff::Timestamp::now().into();
+        let mut event = Event::parse(json, self.settings.event_bytes_max, now).inspect_err(|invalid| {
+            self.metrics.rejected(source, invalid.reason);
+            if let Some(unsaid) = self.rejections.occur() {
+                // Debug formatting escapes what a publisher could use to forge lines of the log.
+                let reason = invalid.to_string();
+                tracing::warn!(source = source.as_str(), ?reason, more_since_last = unsaid, "event refused");
+            }
+        })?;
+        let project =
+            event.workspace_without_project().and_then(|workspace| self.settings.workspaces.get(workspace));
+        if let Some(project) = project {
+            event.assign_project(project.clone());
+        }
+        Ok(event)
+    }
+
+    /// Appends events, from where they reach every subscriber.
+    pub(crate) async fn append(
+        &self,
+        source: EventSource,
+        events: Vec<Event>,
+    ) -> Result<Vec<Appended>, EngineError> {
+        self.metrics.appended(source, &events);
+        self.node.publish(events).await
+    }
+}

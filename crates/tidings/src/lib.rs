@@ -1,0 +1,14 @@
+//! The service: configuration, routes, access, sources, command line, metrics. Only edge: what happens to an event
+//! between its publisher and its subscribers is in `tidings-engine`.
+
+mod access;
+mod burst;
+pub mod cli;
+pub mod config;
+mod ingest;
+mod metrics;
+mod routes;
+mod server;
+mod sources;
+
+pub use server::{Server, StartError};

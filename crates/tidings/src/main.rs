@@ -1,0 +1,7 @@
+//! The binary `tidings`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tidings::cli::main()
+}

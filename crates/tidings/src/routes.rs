@@ -1,0 +1,129 @@
+//! The HTTP edge: one file for each route, put together here.
+
+mod config;
+mod console;
+mod events;
+mod health;
+mod history;
+mod metrics;
+mod problem;
+mod schema;
+mod ws;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    http::{HeaderName, Method, StatusCode, header},
+    routing::{get, post},
+};
+use tidings_engine::Node;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use crate::{
+    access::Access, config::Settings, ingest::Ingest, metrics::Metrics, sources::redis_channel::ChannelStatus,
+};
+
+use problem::Problem;
+
+/// The largest body of a publishing request.
+const PUBLISH_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What the routes share.
+#[derive(Debug)]
+pub(crate) struct Edge {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) access: Access,
+    pub(crate) node: Arc<Node>,
+    pub(crate) ingest: Arc<Ingest>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// `None`: no Redis is configured.
+    pub(crate) channel: Option<Arc<ChannelStatus>>,
+    /// The port that the public listener got.
+    pub(crate) port: u16,
+    /// Set as soon as the node is asked to stop.
+    pub(crate) draining: AtomicBool,
+    /// Connections run on it, so that a stop waits for them.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when connections must end now.
+    pub(crate) kill: CancellationToken,
+}
+
+impl Edge {
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// What a page may reach, on the public listener. Without an internal listener the operator's routes are there, too.
+pub(crate) fn public(edge: &Arc<Edge>) -> Router {
+    let router = Router::new()
+        .route("/ws", get(ws::upgrade))
+        .route("/api/config", get(config::show))
+        .route("/api/projects/{project_id}/events", get(history::list))
+        .route("/schema/{name}", get(schema::show))
+        .merge(health_routes());
+    let development = edge.settings.environment == crate::config::Environment::Development;
+    let router = if edge.settings.internal_listen.is_none() {
+        router.merge(operator_routes()).route("/metrics", get(metrics::public))
+    } else {
+        router
+    };
+    let router = if development { router.merge(console::routes()) } else { router };
+    finish(router.layer(cors(edge)), edge)
+}
+
+/// What belongs to the operator and to publishers, on the internal listener.
+pub(crate) fn internal(edge: &Arc<Edge>) -> Router {
+    let router = operator_routes().route("/metrics", get(metrics::internal)).merge(health_routes());
+    finish(router.merge(console::routes()), edge)
+}
+
+fn operator_routes() -> Router<Arc<Edge>> {
+    Router::new().route("/api/events", post(events::publish).layer(DefaultBodyLimit::max(PUBLISH_BYTES_MAX)))
+}
+
+fn health_routes() -> Router<Arc<Edge>> {
+    Router::new()
+        .route("/health/websocket", get(health::websocket))
+        .route("/livez", get(health::live))
+        .route("/readyz", get(health::ready))
+}
+
+fn finish(router: Router<Arc<Edge>>, edge: &Arc<Edge>) -> Router {
+    router
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
+        .method_not_allowed_fallback(|method: Method| async move {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                format!("this path does not take {method}; see `Allow`"),
+            )
+        })
+        .with_state(Arc::clone(edge))
+}
+
+fn cors(edge: &Arc<Edge>) -> CorsLayer {
+    let access = Arc::clone(edge);
+    let allowed = AllowOrigin::predicate(move |origin, parts| {
+        let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        origin.to_str().is_ok_and(|origin| access.access.allows_origin(origin, host))
+    });
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_credentials(true)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            HeaderName::from_static("idempotency-key"),
+        ])
+        .max_age(Duration::from_mins(10))
+}

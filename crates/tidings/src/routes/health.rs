@@ -1,0 +1,58 @@
+//! Health: what a person asks, what Kubernetes asks.
+
+use std::{fmt::Write as _, sync::Arc};
+
+use axum::{
+    Json,
+    extract::{RawQuery, State},
+    http::StatusCode,
+};
+use serde_json::{Value, json};
+use tidings_protocol::Timestamp;
+
+use super::Edge;
+
+/// `GET /health/websocket`: always 200 while it can answer.
+pub(super) async fn websocket(State(edge): State<Arc<Edge>>) -> Json<Value> {
+    let heard = edge.channel.as_ref().is_some_and(|channel| channel.is_up());
+    let status = match (edge.is_draining(), edge.channel.is_some() && !heard) {
+        (true, _) => "draining",
+        (false, true) => "degraded",
+        (false, false) => "healthy",
+    };
+    Json(json!({
+        "status": status,
+        "active_connections": edge.node.counts().connections,
+        "redis_connected": heard,
+        "timestamp": Timestamp::from(jiff::Timestamp::now()),
+        "node": edge.node.name(),
+        "restarted": edge.settings.restarted,
+    }))
+}
+
+/// `GET /livez`: fails only when the process is stuck, and then by not answering.
+pub(super) async fn live(RawQuery(query): RawQuery) -> (StatusCode, String) {
+    report(query.as_deref(), &[("answers", true)])
+}
+
+/// `GET /readyz`: fails at once when the node drains or events cannot flow.
+pub(super) async fn ready(State(edge): State<Arc<Edge>>, RawQuery(query): RawQuery) -> (StatusCode, String) {
+    let mut checks = vec![("not draining", !edge.is_draining())];
+    if let Some(channel) = &edge.channel {
+        checks.push(("redis channel subscribed", channel.is_up()));
+    }
+    report(query.as_deref(), &checks)
+}
+
+fn report(query: Option<&str>, checks: &[(&str, bool)]) -> (StatusCode, String) {
+    let passed = checks.iter().all(|&(_, passed)| passed);
+    let verbose =
+        query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
+    let mut text = String::new();
+    for (name, passed) in checks.iter().filter(|(_, passed)| verbose || !passed) {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(text, "[{}] {name}", if *passed { '+' } else { '-' });
+    }
+    text.push_str(if passed { "ok\n" } else { "failed\n" });
+    (if passed { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
+}

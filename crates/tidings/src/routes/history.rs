@@ -1,0 +1,71 @@
+//! `GET /api/projects/{project_id}/events`: the kept history.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{
+        Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use tidings_engine::engine::HistoryPage;
+use tidings_protocol::{Epoch, Offset, Position, StreamId};
+
+use super::{Edge, problem::Problem};
+
+const LIMIT_DEFAULT: usize = 100;
+const LIMIT_MAX: usize = 1000;
+
+#[derive(Deserialize)]
+pub(super) struct Parameters {
+    since_epoch: Option<String>,
+    since_offset: Option<Offset>,
+    limit: Option<usize>,
+}
+
+pub(super) async fn list(
+    State(edge): State<Arc<Edge>>,
+    project_id: Result<Path<String>, PathRejection>,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
+    let Path(project_id) = project_id.map_err(|error| bad(format!("project_id: {error}")))?;
+    let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
+    let stream =
+        StreamId::try_from(project_id.as_str()).map_err(|error| bad(format!("project_id: {error}")))?;
+    let limit = parameters.limit.unwrap_or(LIMIT_DEFAULT);
+    if !(1..=LIMIT_MAX).contains(&limit) {
+        return Err(bad(format!("limit: expected 1 to {LIMIT_MAX}")));
+    }
+    let since = match (parameters.since_epoch, parameters.since_offset) {
+        (Some(epoch), Some(offset)) => Some(Position { epoch: Epoch::new(epoch), offset }),
+        (None, None) => None,
+        _ => return Err(bad("expected both of since_epoch and since_offset, or none".to_owned())),
+    };
+    let page = edge.node.engine().history(&stream, since.as_ref(), limit).await;
+    let page = page.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")], encode(&page))
+        .into_response())
+}
+
+/// Joined as bytes: the events are JSON already.
+fn encode(page: &HistoryPage) -> Vec<u8> {
+    let HistoryPage { position, complete, records } = page;
+    let bytes: usize = records.iter().map(|record| record.json.len() + 1).sum();
+    let mut json = Vec::with_capacity(bytes + 128);
+    let epoch = serde_json::Value::from(position.epoch.as_str());
+    json.extend(
+        format!(r#"{{"epoch":{epoch},"offset":{},"complete":{complete},"events":["#, position.offset).bytes(),
+    );
+    for (index, record) in records.iter().enumerate() {
+        if index > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(&record.json);
+    }
+    json.extend_from_slice(b"]}");
+    json
+}

@@ -1,0 +1,76 @@
+//! Errors as `application/problem+json` (RFC 9457).
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use crate::access::Refusal;
+
+/// What went wrong, for whoever sent the request.
+#[derive(Debug, Serialize)]
+pub(super) struct Problem {
+    r#type: &'static str,
+    title: String,
+    #[serde(serialize_with = "as_number")]
+    status: StatusCode,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    detail: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<ItemError>,
+}
+
+/// What is wrong with one event of several.
+#[derive(Debug, Serialize)]
+pub(super) struct ItemError {
+    /// Counted from 0.
+    pub(super) index: usize,
+    /// The path from the event's top; `null`: the event as a whole.
+    pub(super) field: Option<String>,
+    pub(super) message: String,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        let title = status.canonical_reason().unwrap_or("error").to_ascii_lowercase();
+        Self { r#type: "about:blank", title, status, detail: detail.into(), errors: Vec::new() }
+    }
+
+    pub(super) fn invalid_events(errors: Vec<ItemError>) -> Self {
+        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "");
+        Self { title: "invalid events".to_owned(), errors, ..problem }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::KeyMissing(hint) => Self::new(StatusCode::UNAUTHORIZED, hint),
+            Refusal::KeyUnknown => {
+                Self::new(StatusCode::UNAUTHORIZED, "this key is not one of those that may")
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.status;
+        let mut response = (status, axum::Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}

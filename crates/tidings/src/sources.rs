@@ -1,0 +1,4 @@
+//! Where events come from beside HTTP: one file for each source.
+
+pub(crate) mod demo;
+pub(crate) mod redis_channel;
