@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use crate::{
     ErrorCode, Position, RawObject, StreamId, TypeFilter,
     filter::Patterns,
-    invalid::{InvalidField, plain, read},
+    invalid::{InvalidField, Object, plain, read},
 };
 
 /// A message from a client.
@@ -123,7 +123,10 @@ impl ClientMessage {
                 let positions = fields.positions.unwrap_or_default();
                 Self::Resume {
                     token: fields.token,
-                    positions: positions.into_iter().map(|(s, p)| (s.0, p)).collect(),
+                    positions: positions
+                        .into_iter()
+                        .map(|(stream, Object(position))| (stream.0, position))
+                        .collect(),
                 }
             }
             "visibility" => Self::Visibility { hidden: read::<Visibility>(text).map_err(invalid)?.hidden },
@@ -156,7 +159,7 @@ impl<'de> Deserialize<'de> for StreamName {
 struct Subscribe {
     project_id: StreamName,
     types: Option<Patterns>,
-    since: Option<Position>,
+    since: Option<Object<Position>>,
 }
 
 impl TryFrom<Subscribe> for ClientMessage {
@@ -179,7 +182,7 @@ impl TryFrom<Subscribe> for ClientMessage {
                 TypeFilter::parse(&patterns).map_err(|error| InvalidField::new("types", error.to_string()))?
             }
         };
-        Ok(Self::Subscribe { stream, types, since: fields.since })
+        Ok(Self::Subscribe { stream, types, since: fields.since.map(|Object(since)| since) })
     }
 }
 
@@ -191,7 +194,7 @@ struct Unsubscribe {
 #[derive(Deserialize)]
 struct Resume {
     token: String,
-    positions: Option<HashMap<StreamName, Position>>,
+    positions: Option<HashMap<StreamName, Object<Position>>>,
 }
 
 #[derive(Deserialize)]

@@ -1,6 +1,17 @@
 //! Errors of `serde` put into words for whoever wrote the message: which field, and what was expected there.
 
-use serde::Deserialize;
+use std::{borrow::Cow, fmt, marker::PhantomData};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use crate::{
+    Position,
+    known::{File, Progress},
+};
 
 /// A field that is not as its type has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +24,46 @@ pub(crate) struct InvalidField {
 impl InvalidField {
     pub(crate) fn new(field: &str, message: impl Into<String>) -> Self {
         Self { field: Some(field.into()), message: message.into() }
+    }
+}
+
+/// A nested struct that is written as an object. Serde alone would also take its fields from an array, in their order,
+/// and then a page would get an array where it expects names.
+#[derive(Clone, Debug)]
+pub(crate) struct Object<T>(pub(crate) T);
+
+/// What an [`Object`] looks like, in words that follow "expected".
+pub(crate) trait Shape {
+    const SHAPE: &'static str;
+}
+
+impl<'de, T: Deserialize<'de> + Shape> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData)).map(Self)
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de> + Shape> Visitor<'de> for ObjectVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::SHAPE)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Object<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
     }
 }
 
@@ -54,9 +105,9 @@ fn describe(path: &str, message: &str) -> InvalidField {
 
 fn shape(path: &str) -> Option<&'static str> {
     match path {
-        "progress" => Some("an object with current and total"),
-        "file" => Some("an object with name and path"),
-        "since" => Some("an object with epoch and offset"),
+        "progress" => Some(Progress::SHAPE),
+        "file" => Some(File::SHAPE),
+        "since" => Some(Position::SHAPE),
         _ => None,
     }
 }
@@ -72,10 +123,8 @@ fn in_words(expected: &str) -> &str {
 }
 
 fn found_in_words(found: &str) -> String {
-    let found = found
-        .strip_prefix("invalid type: ")
-        .or_else(|| found.strip_prefix("invalid value: "))
-        .unwrap_or(found);
+    const PREFIXES: [&str; 3] = ["invalid type: ", "invalid value: ", "unknown variant "];
+    let found = PREFIXES.iter().find_map(|prefix| found.strip_prefix(prefix)).unwrap_or(found);
     let mut short: String = found.chars().take(80).collect();
     if short.len() < found.len() {
         short.push('…');

@@ -8,7 +8,7 @@ use serde_json::{Value, value::RawValue};
 use crate::{
     ProjectId,
     event::Class,
-    invalid::{InvalidField, read},
+    invalid::{InvalidField, Object, Shape, read},
 };
 
 /// A JSON value that nobody here looks into.
@@ -149,21 +149,24 @@ fn project_from_data(data: Option<&RawValue>) -> Result<ProjectId, InvalidField>
 #[schemars(extend("anyOf" = [{"required": ["file"]}, {"required": ["file_path"]}]))]
 struct FileTransfer {
     project_id: ProjectId,
-    file: Option<File>,
+    file: Option<Object<File>>,
     /// The file's path, for those that have nothing else to say of it.
     file_path: Option<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]
-#[serde(expecting = "an object with name and path")]
 #[allow(dead_code, reason = "fields that only the schema and the type check need")]
-struct File {
+pub(crate) struct File {
     name: String,
     path: String,
     /// Bytes.
     size: Option<u64>,
     /// What the application calls this kind of file, as `image` or `dataset`.
     asset_type: Option<String>,
+}
+
+impl Shape for File {
+    const SHAPE: &'static str = "an object with name and path";
 }
 
 impl KnownFields for FileTransfer {
@@ -204,7 +207,7 @@ impl KnownFields for FileChanged {
 #[allow(dead_code, reason = "fields that only the schema and the type check need")]
 struct WorkspaceChanged {
     workspace_id: String,
-    changes: Changes,
+    changes: Object<Changes>,
     project_id: Option<ProjectId>,
     /// The lists were too long to send; `counts` stands in their place.
     truncated: Option<bool>,
@@ -214,12 +217,15 @@ struct WorkspaceChanged {
 }
 
 #[derive(Deserialize, JsonSchema)]
-#[serde(expecting = "an object with lists added, modified, deleted")]
 #[allow(dead_code, reason = "fields that only the schema and the type check need")]
 struct Changes {
     added: Option<Vec<String>>,
     modified: Option<Vec<String>>,
     deleted: Option<Vec<String>>,
+}
+
+impl Shape for Changes {
+    const SHAPE: &'static str = "an object with lists added, modified, deleted";
 }
 
 impl KnownFields for WorkspaceChanged {
@@ -259,7 +265,7 @@ struct TaskStarted {
 struct TaskProgress {
     project_id: ProjectId,
     task_id: String,
-    progress: Progress,
+    progress: Object<Progress>,
     message: Option<String>,
     #[schemars(with = "Option<Value>")]
     metadata: Option<Anything>,
@@ -267,17 +273,20 @@ struct TaskProgress {
 }
 
 #[derive(Deserialize, JsonSchema)]
-#[serde(expecting = "an object with current and total")]
-struct Progress {
+pub(crate) struct Progress {
     current: f64,
     total: f64,
     /// 0 to 100; filled in when absent.
     percentage: Option<f64>,
 }
 
+impl Shape for Progress {
+    const SHAPE: &'static str = "an object with current and total";
+}
+
 impl KnownFields for TaskProgress {
     fn facts(self) -> Result<Facts, InvalidField> {
-        let Progress { current, total, percentage } = self.progress;
+        let Object(Progress { current, total, percentage }) = self.progress;
         let percentage = percentage.is_none().then(|| percent(current, total));
         Ok(Facts {
             project_id: Some(self.project_id),

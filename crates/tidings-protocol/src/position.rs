@@ -5,6 +5,8 @@ use std::{fmt, sync::Arc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::invalid::Shape;
+
 /// The number of an event in its stream: 1, 2, 3 …; 0 is the position before the first.
 ///
 /// Stays below 2^53, because a JavaScript number is what most clients keep it in.
@@ -34,10 +36,13 @@ impl fmt::Display for Epoch {
 
 /// A place in a stream: everything up to and including `offset` in this `epoch`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(expecting = "an object with epoch and offset")]
 pub struct Position {
     /// The life of the stream that `offset` counts in.
     pub epoch: Epoch,
     /// The last event that the position includes.
     pub offset: Offset,
+}
+
+impl Shape for Position {
+    const SHAPE: &'static str = "an object with epoch and offset";
 }

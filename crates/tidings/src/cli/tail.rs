@@ -11,7 +11,11 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{Message, client::IntoClientRequest, protocol::{CloseFrame, frame::coding::CloseCode}},
+    tungstenite::{
+        Message,
+        client::IntoClientRequest,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
 };
 
 use crate::config::Settings;
@@ -127,7 +131,9 @@ impl Tail {
                 Ok(Message::Text(text)) => {
                     if self.take(&text)? {
                         // The server learns that this was on purpose; whether it hears that does not matter any more.
-                        let _ = socket.close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() })).await;
+                        let _ = socket
+                            .close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
+                            .await;
                         return Ok(Ended::Done);
                     }
                 }

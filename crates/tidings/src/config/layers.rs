@@ -344,8 +344,11 @@ mod tests {
     #[test]
     fn dot_env_is_for_development_only() {
         let folder = folder(&[(".env", "DOMAIN=dotenv")]);
-        let layers =
-            Layers::load(&Flags::default(), &variables(&[("ENVIRONMENT", "production")]), Some(folder.path()));
+        let layers = Layers::load(
+            &Flags::default(),
+            &variables(&[("ENVIRONMENT", "production")]),
+            Some(folder.path()),
+        );
         assert!(layers.unwrap().values.keys().eq([&"ENVIRONMENT"]));
     }
 
@@ -355,7 +358,9 @@ mod tests {
         let error =
             Layers::load(&Flags::default(), &Variables::new(), Some(folder.path())).unwrap_err().to_string();
         assert!(error.contains("redis_chanel") && error.contains("did you mean `redis_channel`?"), "{error}");
-        let layers = Layers::load(&Flags::default(), &variables(&[("TIDINGS_LISTN", "x"), ("TIDINGS_PERSIST", "x")]),
+        let layers = Layers::load(
+            &Flags::default(),
+            &variables(&[("TIDINGS_LISTN", "x"), ("TIDINGS_PERSIST", "x")]),
             None,
         );
         let warnings = layers.unwrap().warnings.join("\n");

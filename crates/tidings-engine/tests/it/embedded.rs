@@ -1,0 +1,107 @@
+//! The embedded engine: the contract, and what age does to it.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::json;
+use tidings_engine::engine::{
+    CatchUp, Deliver, Engine, HistoryLimits,
+    embedded::{Clock, EmbeddedEngine, system_clock},
+};
+use tidings_protocol::TypeFilter;
+
+use crate::{
+    contract::{self, Deliveries},
+    event, stream,
+};
+
+fn engine(clock: Clock) -> (EmbeddedEngine, Arc<Deliveries>) {
+    let deliveries = Arc::new(Deliveries::default());
+    let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&deliveries) as Arc<dyn Deliver>));
+    let limits = HistoryLimits { events: 10, age: Duration::from_hours(1), bytes: 1 << 20 };
+    (EmbeddedEngine::new(limits, clock, deliver), deliveries)
+}
+
+macro_rules! contract {
+    ($($name:ident),* $(,)?) => {$(
+        #[tokio::test]
+        async fn $name() {
+            let (engine, deliveries) = engine(system_clock());
+            contract::$name(&engine, &deliveries).await;
+        }
+    )*};
+}
+
+contract! {
+    events_get_the_next_offset_of_their_stream_and_are_delivered_once,
+    a_repeated_id_is_the_same_event,
+    a_reader_gets_everything_since_its_position,
+    a_position_that_this_stream_never_had_is_not_recovered,
+    a_flood_of_progress_pushes_out_no_durable_event,
+    what_is_not_kept_is_never_passed_off_as_all,
+    the_state_is_the_fold_of_the_stream,
+    a_large_state_is_cut_and_says_so,
+}
+
+/// A clock that the test sets, in seconds.
+fn test_clock() -> (Clock, Arc<AtomicI64>) {
+    let seconds = Arc::new(AtomicI64::new(1_800_000_000));
+    let told = Arc::clone(&seconds);
+    (Arc::new(move || jiff::Timestamp::from_second(told.load(Ordering::Relaxed)).unwrap().into()), seconds)
+}
+
+#[tokio::test]
+async fn history_ends_with_its_age_and_the_stream_goes_on() {
+    let (clock, seconds) = test_clock();
+    let (engine, _) = engine(clock);
+    let start = engine.position(&stream("p")).await.unwrap();
+    engine.append(vec![event(&json!({"type": "a.b", "project_id": "p", "id": "one"}))]).await.unwrap();
+    seconds.fetch_add(3601, Ordering::Relaxed);
+    let joined = engine.join(&stream("p"), Some(&start), &TypeFilter::everything()).await.unwrap();
+    assert!(matches!(joined.catch_up, CatchUp::State(_)), "what is not kept any more is not recovered");
+    let again =
+        engine.append(vec![event(&json!({"type": "a.b", "project_id": "p", "id": "one"}))]).await.unwrap();
+    assert_eq!(
+        (again[0].position.offset, &again[0].position.epoch),
+        (2, &start.epoch),
+        "an id ends with the history"
+    );
+}
+
+#[tokio::test]
+async fn a_stream_is_forgotten_30_days_after_its_last_use() {
+    let (clock, seconds) = test_clock();
+    let (engine, _) = engine(clock);
+    let first = engine.position(&stream("p")).await.unwrap();
+    for (days, same) in [(29, true), (29, true), (31, false)] {
+        seconds.fetch_add(days * 24 * 3600, Ordering::Relaxed);
+        engine.forget_old();
+        let position = engine.position(&stream("p")).await.unwrap();
+        assert_eq!(position == first, same, "{days} days");
+    }
+}
+
+#[tokio::test]
+async fn ended_tasks_leave_the_state_after_5_minutes_and_silent_ones_after_a_day() {
+    let (clock, seconds) = test_clock();
+    let (engine, _) = engine(clock);
+    let progress = json!({"current": 1, "total": 2});
+    engine
+        .append(vec![
+            event(&json!({"type": "task.progress", "project_id": "p", "task_id": "silent", "progress": progress})),
+            event(&json!({"type": "task.completed", "project_id": "p", "task_id": "done"})),
+        ])
+        .await
+        .unwrap();
+    for (after, left) in [(0, 2), (300, 2), (301, 1), (24 * 3600, 1), (24 * 3600 + 1, 0)] {
+        seconds.store(1_800_000_000 + after, Ordering::Relaxed);
+        let joined = engine.join(&stream("p"), None, &TypeFilter::everything()).await.unwrap();
+        let CatchUp::State(state) = joined.catch_up else { panic!("no state") };
+        assert_eq!(state.tasks.len(), left, "after {after} s");
+    }
+}
