@@ -1,1 +1,68 @@
-fn main() {}
+//! What is done to the repository: generate, lint, test. `cargo xtask --help`.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line speaks to its user")]
+
+mod generate;
+mod lint;
+mod setup;
+mod test;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+
+/// What is done to the repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    /// Install what the tests need and run them all
+    Test,
+    /// Check formatting, lints, types, licences, documents and generated files
+    Lint,
+    /// Write the generated files anew
+    Generate,
+    /// Install what the tests need, and nothing else
+    Setup,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Task::parse() {
+        Task::Test => test::run(),
+        Task::Lint => lint::run_all(),
+        Task::Generate => generate::write(),
+        Task::Setup => {
+            setup::redis()?;
+            setup::python().map(|_| ())
+        }
+    }
+}
+
+/// The repository's top folder.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().expect("xtask lies in the repository").to_owned()
+}
+
+/// Runs a command in the repository, shows what it does, and fails if it fails.
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let shown = format!("{} {}", command.get_program().display(), arguments(command));
+    println!("$ {shown}");
+    let status =
+        command.current_dir(root()).status().with_context(|| format!("`{shown}` cannot be started"))?;
+    if !status.success() {
+        bail!("`{shown}` failed: {status}");
+    }
+    Ok(())
+}
+
+fn arguments(command: &Command) -> String {
+    command.get_args().map(|argument| argument.display().to_string()).collect::<Vec<_>>().join(" ")
+}
+
+fn cargo() -> Command {
+    Command::new(env!("CARGO"))
+}

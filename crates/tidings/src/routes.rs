@@ -78,7 +78,8 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
         router
     };
     let router = if development { router.merge(console::routes()) } else { router };
-    finish(router.layer(cors(edge)), edge)
+    // Around the fallbacks, too: they answer a preflight, which is an OPTIONS that no route takes.
+    finish(router, edge).layer(cors(edge))
 }
 
 /// What belongs to the operator and to publishers, on the internal listener.

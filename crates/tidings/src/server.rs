@@ -134,8 +134,9 @@ impl Server {
         self
     }
 
-    /// Serves until `stop`, then tells every client to come back elsewhere and waits for all that runs to end.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Serves until `stop`, then tells every client to come back elsewhere and waits for all that runs to end. Returns
+    /// how many connections did not end by themselves.
+    pub async fn run(self, stop: CancellationToken) -> usize {
         let Self { edge, public, internal, channel, stop: stop_parts } = self;
         if let Some(channel) = channel {
             edge.tasks.spawn(channel.run(stop_parts.clone()));
@@ -154,16 +155,16 @@ impl Server {
         accepting.cancel();
         edge.node.close_all(CloseCode::ServiceRestart);
         edge.tasks.close();
+        let mut cut_off = 0;
         if tokio::time::timeout(STOP_TIMEOUT, edge.tasks.wait()).await.is_err() {
-            tracing::warn!(
-                connections = edge.node.counts().connections,
-                "some clients did not leave and are cut off"
-            );
+            cut_off = edge.node.counts().connections;
+            tracing::warn!(connections = cut_off, "some clients did not leave and are cut off");
             edge.kill.cancel();
             // What is left are HTTP requests whose clients neither send nor read; the process's end ends them.
             let _ = tokio::time::timeout(STOP_TIMEOUT, edge.tasks.wait()).await;
         }
         tracing::info!("stopped");
+        cut_off
     }
 }
 

@@ -66,7 +66,7 @@ async fn run(server: Server) -> anyhow::Result<()> {
     let mut running = std::pin::pin!(server.run(stop.clone()));
     loop {
         tokio::select! {
-            () = &mut running => return Ok(()),
+            _ = &mut running => return Ok(()),
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }

@@ -1,0 +1,166 @@
+//! A WebSocket client that reads as fast as it can.
+
+use std::net::SocketAddr;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Message, client::IntoClientRequest},
+};
+
+use crate::fixture::{DEADLINE, Service};
+
+pub(crate) struct Client {
+    socket: WebSocketStream<TcpStream>,
+    pub(crate) established: Value,
+}
+
+impl Client {
+    pub(crate) async fn connect(service: &Service) -> Self {
+        Self::with_headers(service, &[]).await.unwrap()
+    }
+
+    pub(crate) async fn with_headers(
+        service: &Service,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, tokio_tungstenite::tungstenite::Error> {
+        let mut request =
+            format!("ws://localhost:{}/ws", service.address.port()).into_client_request().unwrap();
+        for &(name, value) in headers {
+            request.headers_mut().insert(name, value.parse().unwrap());
+        }
+        let stream = TcpStream::connect(service.address).await.unwrap();
+        let (socket, response) = client_async(request, stream).await?;
+        let mut client = Self { socket, established: Value::Null };
+        client.established = client.next().await;
+        assert_eq!(client.established["type"], "connection.established");
+        client.established["subprotocol"] = json!(
+            response.headers().get("sec-websocket-protocol").map(|protocol| protocol.to_str().unwrap())
+        );
+        Ok(client)
+    }
+
+    pub(crate) async fn subscribed(service: &Service, project: &str) -> Self {
+        let mut client = Self::connect(service).await;
+        let confirmed = client.ask(&json!({"type": "subscribe", "project_id": project})).await;
+        assert_eq!(confirmed["type"], "subscription.confirmed");
+        client
+    }
+
+    pub(crate) async fn send(&mut self, message: Message) {
+        self.socket.send(message).await.unwrap();
+    }
+
+    pub(crate) async fn send_text(&mut self, text: &str) {
+        self.send(Message::text(text)).await;
+    }
+
+    /// Sends a message and returns what comes next.
+    pub(crate) async fn ask(&mut self, message: &Value) -> Value {
+        self.send_text(&message.to_string()).await;
+        self.next().await
+    }
+
+    /// The next message.
+    pub(crate) async fn next(&mut self) -> Value {
+        loop {
+            let message = timeout(DEADLINE, self.socket.next()).await.expect("a message in time");
+            match message.expect("an open connection").unwrap() {
+                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+
+    /// The next message that is no heartbeat.
+    pub(crate) async fn next_event(&mut self) -> Value {
+        loop {
+            let message = self.next().await;
+            if message["type"] != "system.heartbeat" {
+                return message;
+            }
+        }
+    }
+
+    /// Asserts that nothing waits: the answer to a ping is the next that comes.
+    pub(crate) async fn nothing_waits(&mut self) {
+        let answer = self.ask(&json!({"type": "ping", "id": "nothing"})).await;
+        assert_eq!((&answer["type"], &answer["id"]), (&json!("pong"), &json!("nothing")), "{answer}");
+    }
+
+    /// Reads until the server closes; its close code.
+    pub(crate) async fn close_code(mut self) -> u16 {
+        loop {
+            match timeout(DEADLINE, self.socket.next()).await.expect("a close in time") {
+                Some(Ok(Message::Close(Some(frame)))) => return frame.code.into(),
+                Some(Ok(_)) => {}
+                other => panic!("no close frame but {other:?}"),
+            }
+        }
+    }
+
+    pub(crate) async fn close(mut self) {
+        self.socket.close(None).await.unwrap();
+        while let Some(Ok(_)) = self.socket.next().await {}
+    }
+}
+
+/// A socket after the upgrade, with bare bytes in both directions: for what a library does not let one send.
+pub(crate) async fn raw(address: SocketAddr) -> TcpStream {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let request = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(socket.read_u8().await.unwrap());
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101"));
+    socket
+}
+
+/// A frame of a client's: masked, with a mask of zeros. `first` holds FIN and the opcode (RFC 6455, 5.2).
+pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        length @ 0..=125 => frame.push(0x80 | u8::try_from(length).unwrap()),
+        length @ 126..=65535 => {
+            frame.push(0xFE);
+            frame.extend(u16::try_from(length).unwrap().to_be_bytes());
+        }
+        length => {
+            frame.push(0xFF);
+            frame.extend((length as u64).to_be_bytes());
+        }
+    }
+    frame.extend([0; 4]);
+    frame.extend(payload);
+    frame
+}
+
+/// Reads frames until the server's close; its code.
+pub(crate) async fn raw_close_code(mut socket: TcpStream) -> u16 {
+    let read = async {
+        loop {
+            let first = socket.read_u8().await.unwrap();
+            let length = match socket.read_u8().await.unwrap() {
+                126 => u64::from(socket.read_u16().await.unwrap()),
+                127 => socket.read_u64().await.unwrap(),
+                short => u64::from(short),
+            };
+            let mut payload = vec![0; usize::try_from(length).unwrap()];
+            socket.read_exact(&mut payload).await.unwrap();
+            if first & 0x0F == 8 {
+                return u16::from_be_bytes([payload[0], payload[1]]);
+            }
+        }
+    };
+    timeout(DEADLINE, read).await.expect("a close in time")
+}

@@ -1,0 +1,215 @@
+//! A running service, and a Redis of the test's own.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use serde_json::Value;
+use tidings::{
+    Server,
+    config::{Flags, Layers, Settings},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long a test waits for what must happen. Long: on a busy machine it still happens, only later.
+pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
+
+/// A service in a thread of its own. Dropping it stops it and checks that nothing was left over.
+pub(crate) struct Service {
+    pub(crate) address: SocketAddr,
+    pub(crate) internal: Option<SocketAddr>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<usize>>,
+}
+
+impl Service {
+    /// Starts with the defaults of development.
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts with these settings over the defaults of development.
+    pub(crate) fn with(variables: &[(&str, &str)]) -> Self {
+        let mut all = BTreeMap::from([("BACKEND_PORT".to_owned(), "0".to_owned())]);
+        all.extend(variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
+        let settings = Settings::read(&Layers::load(&Flags::default(), &all, None).unwrap()).unwrap();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let server = Server::bind(settings).await.unwrap();
+                tell.send((server.address().unwrap(), server.internal_address())).unwrap();
+                server.run(stopped).await
+            })
+        });
+        let (address, internal) = told.recv().unwrap();
+        Self { address, internal, stop, thread: Some(thread) }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://localhost:{}{path}", self.address.port())
+    }
+
+    /// Asks it to stop, and does not wait.
+    pub(crate) fn ask_to_stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Publishes over HTTP, and expects that it works.
+    pub(crate) async fn publish(&self, events: &Value) -> Value {
+        let answer = request("POST", &self.url("/api/events"), &[], events.to_string().as_bytes()).await;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+        answer.json()
+    }
+
+    pub(crate) async fn health(&self) -> Value {
+        request("GET", &self.url("/health/websocket"), &[], b"").await.json()
+    }
+
+    /// The value of a metric, with its labels as written; 0 where it is not there yet.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let text = request("GET", &self.url("/metrics"), &[], b"").await.text;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let cut_off = self.thread.take().and_then(|thread| thread.join().ok());
+        if !std::thread::panicking() {
+            assert_eq!(cut_off, Some(0), "connections left when the service stopped");
+        }
+    }
+}
+
+/// An answer over HTTP.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("not JSON: {}", self.text))
+    }
+}
+
+pub(crate) async fn request(method: &str, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let mut request = ureq::http::Request::builder().method(method).uri(url);
+    for &(name, value) in headers {
+        request = request.header(name, value);
+    }
+    let request = request.body(body.to_vec()).unwrap();
+    tokio::task::spawn_blocking(move || {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .allow_non_standard_methods(true)
+            .timeout_global(Some(DEADLINE))
+            .build()
+            .into();
+        let mut response = agent.run(request).unwrap();
+        let headers = response.headers().iter();
+        Answer {
+            status: response.status().as_u16(),
+            headers: headers
+                .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+                .collect(),
+            text: response.body_mut().read_to_string().unwrap(),
+        }
+    })
+    .await
+    .unwrap()
+}
+
+/// Waits until `check` holds.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
+    let waited = tokio::time::timeout(DEADLINE, async {
+        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        while !check().await {
+            pause.tick().await;
+        }
+    });
+    assert!(waited.await.is_ok(), "{what} did not happen");
+}
+
+/// A Redis on a free port, in memory only, ended by its own process id.
+pub(crate) struct Redis {
+    process: Option<Child>,
+    port: u16,
+}
+
+impl Redis {
+    /// A port for a Redis that does not run yet.
+    pub(crate) fn reserved() -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self { process: None, port }
+    }
+
+    pub(crate) async fn started() -> Self {
+        let mut redis = Self::reserved();
+        redis.start().await;
+        redis
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) async fn start(&mut self) {
+        let process = Command::new("redis-server")
+            .args([
+                "--port",
+                &self.port.to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed: `cargo xtask test` does it");
+        self.process = Some(process);
+        until("Redis starting", || async { self.connection().await.is_ok() }).await;
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    pub(crate) async fn connection(&self) -> redis::RedisResult<redis::aio::MultiplexedConnection> {
+        redis::Client::open(self.url()).unwrap().get_multiplexed_async_connection().await
+    }
+
+    /// Publishes on the default channel; returns how many heard it.
+    pub(crate) async fn publish(&self, message: &[u8]) -> u64 {
+        let mut connection = self.connection().await.unwrap();
+        redis::cmd("PUBLISH")
+            .arg("websocket:broadcast")
+            .arg(message)
+            .query_async(&mut connection)
+            .await
+            .unwrap()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

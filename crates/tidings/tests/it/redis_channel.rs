@@ -1,0 +1,89 @@
+//! The plain channel of a real Redis.
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::{
+    client::Client,
+    fixture::{Redis, Service, until},
+};
+
+fn service(redis: &Redis) -> Service {
+    Service::with(&[("REDIS_URL", &redis.url()), ("TIDINGS_ENGINE", "embedded")])
+}
+
+async fn connected(service: &Service) {
+    until("listening to Redis", || async { service.health().await["redis_connected"] == true }).await;
+}
+
+#[tokio::test]
+async fn what_any_code_publishes_reaches_subscribers_in_order() {
+    let redis = Redis::started().await;
+    let service = service(&redis);
+    connected(&service).await;
+    let mut client = Client::subscribed(&service, "p").await;
+    let mut other = Client::subscribed(&service, "q").await;
+    for current in 1..=50 {
+        let message = json!({"type": "task.progress", "timestamp": "2026-11-23T01:56:28.960767", "task_id": "t",
+            "project_id": "p", "progress": {"current": current, "total": 50}, "message": null});
+        assert_eq!(redis.publish(message.to_string().as_bytes()).await, 1);
+    }
+    for current in 1..=50 {
+        let event = client.next().await;
+        assert_eq!((&event["progress"]["current"], &event["offset"]), (&json!(current), &json!(current)));
+        assert_eq!(event["progress"]["percentage"], current * 2);
+    }
+    other.nothing_waits().await;
+}
+
+#[tokio::test]
+async fn rubbish_on_the_channel_is_counted_and_disturbs_nothing() {
+    let redis = Redis::started().await;
+    let service = service(&redis);
+    connected(&service).await;
+    let mut client = Client::subscribed(&service, "p").await;
+    for rubbish in [
+        &b"not json"[..],
+        b"\xff\xfe",
+        b"",
+        b"[]",
+        br#"{"type":"task.progress","project_id":"p","task_id":"t","progress":5}"#,
+        br#"{"type":"system.heartbeat","timestamp":"2026-11-23T01:56:28.960767"}"#,
+    ] {
+        redis.publish(rubbish).await;
+    }
+    redis.publish(br#"{"type":"a.b","project_id":"p"}"#).await;
+    assert_eq!(client.next().await["offset"], 1);
+    for (reason, count) in [("invalid_json", 3.0), ("invalid_event", 2.0), ("reserved_type", 1.0)] {
+        let name = format!(r#"tidings_events_rejected_total{{source="redis_channel",reason="{reason}"}}"#);
+        assert!((service.metric(&name).await - count).abs() < 0.1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn redis_away_at_the_start_or_restarted_is_said_and_mended() {
+    let mut redis = Redis::reserved();
+    let service = service(&redis);
+    let mut client = Client::subscribed(&service, "p").await;
+    for round in 1..=3 {
+        let health = service.health().await;
+        assert_eq!((&health["status"], &health["redis_connected"]), (&json!("degraded"), &json!(false)));
+        assert_eq!(crate::fixture::request("GET", &service.url("/readyz"), &[], b"").await.status, 503);
+        assert_eq!(crate::fixture::request("GET", &service.url("/livez"), &[], b"").await.status, 200);
+        // Everything else goes on.
+        service.publish(&json!({"type": "a.b", "project_id": "p"})).await;
+        assert_eq!(client.next().await["offset"], 2 * round - 1);
+        redis.start().await;
+        let back = Instant::now();
+        connected(&service).await;
+        println!("subscribed again {:?} after Redis came back", back.elapsed());
+        assert_eq!(service.health().await["status"], "healthy");
+        redis.publish(br#"{"type":"a.b","project_id":"p"}"#).await;
+        assert_eq!(client.next().await["offset"], 2 * round);
+        redis.kill();
+        until("the loss being noticed", || async { service.health().await["redis_connected"] == false })
+            .await;
+    }
+    let losses = service.metric(r#"tidings_source_losses_total{source="redis_channel"}"#).await;
+    assert!((losses - 3.0).abs() < 0.1, "{losses}");
+}
