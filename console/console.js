@@ -157,15 +157,24 @@ function drawTasks() {
 const TONES = { failed: "bad", deleted: "bad", completed: "good", created: "good", uploaded: "good", progress: "run" };
 const SHOWN_ELSEWHERE = new Set(["type", "timestamp", "offset", "project_id", "stream"]);
 
+/** What the event is about first, then everything else; a progress by its percentage alone. */
+function summary(event) {
+  const about = [];
+  const rest = [];
+  for (const [key, value] of Object.entries(event)) {
+    if (SHOWN_ELSEWHERE.has(key) || value === null) continue;
+    const text = typeof value === "string" ? value : value.percentage !== undefined ? `${value.percentage} %` : JSON.stringify(value);
+    if (key.endsWith("_id") || key === "file_path") about.push(text);
+    else rest.push(key === "message" || key === "progress" ? text : `${key}: ${text}`);
+  }
+  return [...about, ...rest].join(" · ").slice(0, 400);
+}
+
 function drawEvent(event) {
-  const details = Object.entries(event)
-    .filter(([key, value]) => !SHOWN_ELSEWHERE.has(key) && value !== null)
-    .map(([key, value]) => `${key}=${typeof value === "string" ? value : JSON.stringify(value)}`)
-    .join("  ");
   const type = element("span", "", event.type);
   type.dataset.tone = TONES[event.type.split(".").pop()] ?? "";
   const time = element("time", "dim", new Date(event.timestamp).toLocaleTimeString());
-  addRow([time, element("span", "dim", event.offset), type, element("span", "text", details.slice(0, 400))]);
+  addRow([time, element("span", "dim", event.offset), type, element("span", "text", summary(event))]);
 }
 
 function note(text) {

@@ -1,4 +1,4 @@
-"""A real Redis, a real service and real Celery workers, each on its own port, each ended by its own process."""
+"""A real Redis, a real service and real Celery workers, on free ports, each ended by its own process."""
 
 from __future__ import annotations
 
@@ -162,8 +162,20 @@ def worker(request: pytest.FixtureRequest, redis_url: str, logs: Path) -> Iterat
     from existing.tasks import celery_app
 
     name = f"{request.param}-{free_port()}@e2e"
-    arguments = ["-A", "existing.tasks", "worker", "--pool", request.param, "--concurrency", "2", "--hostname", name]
-    process = Process(sys.executable, "-m", "celery", *arguments, log=logs / "worker.log", REDIS_URL=redis_url)
+    arguments = [
+        "-A",
+        "existing.tasks",
+        "worker",
+        "--pool",
+        request.param,
+        "--concurrency",
+        "2",
+        "--hostname",
+        name,
+    ]
+    process = Process(
+        sys.executable, "-m", "celery", *arguments, log=logs / "worker.log", REDIS_URL=redis_url
+    )
     wait_until(lambda: celery_app.control.inspect([name], timeout=0.5).ping(), "the worker")
     yield str(request.param)
     process.stop()

@@ -1,1 +1,1 @@
-"""Code as it exists at those who come to Tidings: only the imports of the broadcaster and of ProgressTask are ours."""
+"""Code as it exists at those who come to Tidings: only the imports from `tidings` are new."""

@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 from celery import Celery
-
 from tidings import EventBroadcaster, SyncEventBroadcaster
 from tidings.celery import ProgressTask
 
