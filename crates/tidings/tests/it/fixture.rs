@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write as _,
     net::SocketAddr,
     process::{Child, Command, Stdio},
     thread::JoinHandle,
@@ -17,6 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a test waits for what must happen. Long: on a busy machine it still happens, only later.
 pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
+
+/// Tells a measured figure, past the capture of what passing tests print: figures are for the reader, never for a verdict.
+#[allow(clippy::explicit_write, reason = "`eprintln!` is captured")]
+pub(crate) fn report(text: std::fmt::Arguments<'_>) {
+    writeln!(std::io::stderr(), "report: {text}").unwrap();
+}
 
 /// A service in a thread of its own. Dropping it stops it and checks that nothing was left over.
 pub(crate) struct Service {

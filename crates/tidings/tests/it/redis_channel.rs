@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use crate::{
     client::Client,
-    fixture::{Redis, Service, until},
+    fixture::{Redis, Service, report, until},
 };
 
 fn service(redis: &Redis) -> Service {
@@ -76,7 +76,7 @@ async fn redis_away_at_the_start_or_restarted_is_said_and_mended() {
         redis.start().await;
         let back = Instant::now();
         connected(&service).await;
-        println!("subscribed again {:?} after Redis came back", back.elapsed());
+        report(format_args!("subscribed again {:?} after Redis came back", back.elapsed()));
         assert_eq!(service.health().await["status"], "healthy");
         redis.publish(br#"{"type":"a.b","project_id":"p"}"#).await;
         assert_eq!(client.next().await["offset"], 2 * round);

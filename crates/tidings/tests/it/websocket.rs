@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     client::{Client, raw},
-    fixture::{Service, until},
+    fixture::{Service, report, until},
 };
 
 #[tokio::test]
@@ -170,7 +170,10 @@ async fn a_large_message_does_not_block_others() {
     large_clients.join_all().await;
     latencies.sort();
     let p99 = latencies[latencies.len() * 99 / 100];
-    println!("small messages beside 1 MB messages to 20 clients: p99 {p99:?} of {}", latencies.len());
+    report(format_args!(
+        "small messages beside 1 MB messages to 20 clients: p99 {p99:?} of {}",
+        latencies.len()
+    ));
 }
 
 #[tokio::test]
