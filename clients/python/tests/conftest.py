@@ -154,7 +154,15 @@ class Worker:
             self._process = subprocess.Popen(
                 command, cwd=TESTS, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        wait_until(lambda: " ready." in self.text(), "a worker that is ready", 60)
+        try:
+            wait_until(self._is_ready, "a worker that is ready", 60)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _is_ready(self) -> bool:
+        assert self._process.poll() is None, f"the worker has ended:\n{self.text()}"
+        return " ready." in self.text()
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings_protocol::{
-    CloseCode, MessageId, Position, RemovalReason, ServerMessage, StreamId, Timestamp, TypeFilter,
+    CloseCode, MessageId, Offset, Position, RemovalReason, ServerMessage, StreamId, Timestamp, TypeFilter,
 };
 
 use crate::{
-    engine::{CatchUp, Engine, EngineError, Joined},
+    engine::{CatchUp, Engine, EngineError, Joined, Record},
     hub::{ConnectionKey, Hub},
     outbox::Outbox,
     random,
@@ -64,7 +64,7 @@ impl Connection {
             announcements: announcements.clone(),
         };
         let opening = std::iter::once(encoded(&established));
-        connection.hub.confirm(key, &StreamId::Announcements, &announcements, opening);
+        connection.hub.confirm(key, &StreamId::Announcements, announcements.offset, &announcements, opening);
         Ok(connection)
     }
 
@@ -127,12 +127,8 @@ impl Connection {
             recovered,
             state,
         };
-        let missed = missed
-            .iter()
-            .filter(|record| types.matches(&record.event_type))
-            .map(|record| record.json.clone());
-        let opening = std::iter::once(encoded(&confirmed)).chain(missed);
-        self.hub.confirm(self.key, &stream, &position, opening);
+        let opening = std::iter::once(encoded(&confirmed)).chain(replay(&missed, offset, &types));
+        self.hub.confirm(self.key, &stream, offset, &position, opening);
     }
 
     fn send(&self, message: &ServerMessage) {
@@ -162,4 +158,23 @@ impl Heartbeat {
 
 fn encoded(message: &ServerMessage) -> Bytes {
     message.encode().into()
+}
+
+/// What was missed since `offset` and passes the filter. The history may have left out `latest` events that newer ones
+/// replaced: the next event that is sent carries their number as `folded`.
+fn replay(missed: &[Arc<Record>], offset: Offset, types: &TypeFilter) -> impl Iterator<Item = Bytes> {
+    let (mut last, mut folded) = (offset, 0);
+    missed.iter().filter_map(move |record| {
+        folded += record.offset - last - 1;
+        last = record.offset;
+        types.matches(&record.event_type).then(|| match std::mem::take(&mut folded) {
+            0 => record.json.clone(),
+            folded => with_folded(&record.json, folded),
+        })
+    })
+}
+
+fn with_folded(json: &Bytes, folded: u64) -> Bytes {
+    let open = json.strip_suffix(b"}").unwrap_or(json);
+    [open, format!(",\"folded\":{folded}}}").as_bytes()].concat().into()
 }

@@ -105,11 +105,13 @@ impl Hub {
     }
 
     /// Lets a subscription that [`Hub::join`] started go live behind `position`: first `opening` goes out (the
-    /// confirmation and what was missed), then what was held meanwhile and lies behind `position`.
+    /// confirmation of `confirmed`, and what was missed since then), then what was held meanwhile and lies behind
+    /// `position`.
     pub(crate) fn confirm(
         &self,
         key: ConnectionKey,
         stream: &StreamId,
+        confirmed: Offset,
         position: &Position,
         opening: impl Iterator<Item = Bytes>,
     ) {
@@ -126,7 +128,7 @@ impl Hub {
             subscriber.take(&held);
         }
         if let Some(connected) = registry.connections.get_mut(&key) {
-            connected.told.insert(stream.clone(), position.offset);
+            connected.told.insert(stream.clone(), confirmed);
         }
     }
 
@@ -153,6 +155,11 @@ impl Hub {
             }
         }
         connected.outbox.push(ServerMessage::SystemHeartbeat { timestamp, positions }.encode().into());
+    }
+
+    /// Whether any connection follows the stream.
+    pub(crate) fn is_followed(&self, stream: &StreamId) -> bool {
+        self.registry.lock().streams.contains_key(stream)
     }
 
     /// Closes every connection with `code`, each after what waits for it.

@@ -43,11 +43,11 @@ impl Node {
         let hub = Arc::new(Hub::default());
         let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&hub) as Arc<dyn Deliver>));
         let engine = Arc::new(EmbeddedEngine::new(options.history, system_clock(), deliver));
-        let upkeep = Arc::clone(&engine);
+        let (upkeep, followed) = (Arc::clone(&engine), Arc::clone(&hub));
         tasks.spawn(async move {
             let mut interval = tokio::time::interval(FORGET_INTERVAL);
             while shutdown.run_until_cancelled(interval.tick()).await.is_some() {
-                upkeep.forget_old();
+                upkeep.forget_old(|stream| followed.is_followed(stream));
             }
         });
         Self { greeting: options.greeting, hub, engine }

@@ -17,6 +17,8 @@ pub struct Outbox {
     bytes_max: usize,
     waiting: Mutex<Waiting>,
     changed: Notify,
+    /// The writer took what waited.
+    emptied: Notify,
     /// Messages ever put in, for metrics.
     queued: AtomicU64,
 }
@@ -26,6 +28,8 @@ struct Waiting {
     frames: VecDeque<Bytes>,
     /// Bytes of live frames that wait.
     live_bytes: usize,
+    /// Bytes of openings and replays that wait.
+    replay_bytes: usize,
     closed: Option<Closed>,
 }
 
@@ -50,7 +54,13 @@ const FRAME_OVERHEAD_BYTES: usize = 64;
 
 impl Outbox {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, waiting: Mutex::default(), changed: Notify::new(), queued: AtomicU64::new(0) }
+        Self {
+            bytes_max,
+            waiting: Mutex::default(),
+            changed: Notify::new(),
+            emptied: Notify::new(),
+            queued: AtomicU64::new(0),
+        }
     }
 
     /// Puts a live message in. A message too many closes the outbox with [`CloseCode::TooSlow`].
@@ -74,13 +84,16 @@ impl Outbox {
         self.changed.notify_one();
     }
 
-    /// Puts in what a client asked to have repeated. It is bounded by the history, which holds the bytes anyway.
+    /// Puts in what a client asked to have repeated: a confirmation with its state, and what was missed. One such answer is
+    /// bounded by the history; that there are not many is up to [`Outbox::replay_room`].
     pub(crate) fn push_replay(&self, replay: impl Iterator<Item = Bytes>) {
         let mut waiting = self.waiting.lock();
         if waiting.closed.is_none() {
-            let before = waiting.frames.len();
-            waiting.frames.extend(replay);
-            self.queued.fetch_add((waiting.frames.len() - before) as u64, Ordering::Relaxed);
+            for json in replay {
+                waiting.replay_bytes += json.len() + FRAME_OVERHEAD_BYTES;
+                waiting.frames.push_back(json);
+                self.queued.fetch_add(1, Ordering::Relaxed);
+            }
         }
         drop(waiting);
         self.changed.notify_one();
@@ -90,6 +103,18 @@ impl Outbox {
     pub(crate) fn close(&self, code: CloseCode) {
         self.waiting.lock().closed.get_or_insert(Closed { code, after_waiting: true });
         self.changed.notify_one();
+    }
+
+    /// Waits until a further request of the client may be answered: while more replays wait than live messages may, its
+    /// next message is not read. So a client that asks without reading fills its own socket and not this memory.
+    pub async fn replay_room(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.waiting.lock().replay_bytes <= self.bytes_max {
+                return;
+            }
+            emptied.await;
+        }
     }
 
     /// Waits for something to do. For one reader at a time.
@@ -120,7 +145,8 @@ impl Outbox {
             }
             _ if waiting.frames.is_empty() => None,
             _ => {
-                waiting.live_bytes = 0;
+                (waiting.live_bytes, waiting.replay_bytes) = (0, 0);
+                self.emptied.notify_waiters();
                 Some(Next::Write(waiting.frames.drain(..).collect()))
             }
         }

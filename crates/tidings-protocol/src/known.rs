@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    ProjectId,
+    ProjectId, RawObject,
     event::Class,
     invalid::{InvalidField, Object, Shape, read},
 };
@@ -113,12 +113,6 @@ struct ProjectChange {
     data: Option<Box<RawValue>>,
 }
 
-#[derive(Default, Deserialize)]
-struct ProjectData {
-    project_id: Option<Value>,
-    id: Option<Value>,
-}
-
 impl KnownFields for ProjectChange {
     fn facts(self) -> Result<Facts, InvalidField> {
         let project_id = match self.project_id {
@@ -130,15 +124,16 @@ impl KnownFields for ProjectChange {
 }
 
 fn project_from_data(data: Option<&RawValue>) -> Result<ProjectId, InvalidField> {
-    let data: ProjectData = data.and_then(|data| serde_json::from_str(data.get()).ok()).unwrap_or_default();
-    let (field, value) = match (data.project_id, data.id) {
+    let data = data.and_then(|data| RawObject::parse(data.get()).ok());
+    let member = |key: &str| data.as_ref().and_then(|data| data.get(key));
+    let (field, value) = match (member("project_id"), member("id")) {
         (Some(value), _) => ("data.project_id", value),
         (None, Some(value)) => ("data.id", value),
         (None, None) => {
             return Err(InvalidField::new("project_id", "is required (or `data.project_id`, or `data.id`)"));
         }
     };
-    let Value::String(text) = value else {
+    let Ok(text) = serde_json::from_str::<String>(value) else {
         return Err(InvalidField::new(field, "expected a string, because it stands for `project_id`"));
     };
     ProjectId::try_from(text.as_str()).map_err(|error| InvalidField::new(field, error.0))

@@ -123,7 +123,7 @@ impl ObjectWriter {
     }
 
     /// The object without its closing brace, for whoever still has members to add.
-    pub(crate) fn finish_open(self) -> String {
+    pub fn finish_open(self) -> String {
         self.0
     }
 }

@@ -36,8 +36,11 @@ impl Access {
         let origins = (!settings.allowed_origins.is_empty()).then(|| {
             let mut set = GlobSetBuilder::new();
             for origin in &settings.allowed_origins {
-                // `*` stays within one part between slashes, so that it cannot reach over the host.
-                set.add(GlobBuilder::new(&origin.to_ascii_lowercase()).literal_separator(true).build()?);
+                // `*` stays within one part between slashes, so that it cannot reach over the host; alone it is all.
+                let glob = if origin == "*" { "**" } else { origin };
+                // The brackets of an IPv6 address are no class of characters.
+                let glob = glob.to_ascii_lowercase().replace('[', "[[]");
+                set.add(GlobBuilder::new(&glob).literal_separator(true).build()?);
             }
             set.build()
         });
@@ -185,6 +188,9 @@ mod tests {
         let listed = access(&[("TIDINGS_ALLOWED_ORIGINS", "https://*.example.com, https://other.org")]);
         assert!(listed.allows_origin("https://app.Example.com", None));
         assert!(listed.allows_origin("https://other.org", None));
+        let odd = access(&[("TIDINGS_ALLOWED_ORIGINS", "http://[::1]:3000")]);
+        assert!(odd.allows_origin("http://[::1]:3000", None) && !odd.allows_origin("http://:1:3000", None));
+        assert!(access(&[("TIDINGS_ALLOWED_ORIGINS", "*")]).allows_origin("https://any.example", None));
         for origin in ["https://example.com.evil.org", "http://app.example.com", "https://evil/.example.com"]
         {
             assert!(!listed.allows_origin(origin, None), "{origin}");

@@ -124,6 +124,8 @@ impl Settings {
             },
             |value| address(layers, "TIDINGS_LISTEN", value),
         )?;
+        // Clients find the service where it listens, unless somebody says that they find it elsewhere.
+        let backend_port = if layers.is_set("BACKEND_PORT") { backend_port } else { listen.port() };
         let internal_listen = layers.optional("TIDINGS_INTERNAL_LISTEN");
         let settings = Self {
             environment,
@@ -152,7 +154,7 @@ impl Settings {
             outbox_bytes_max: layers.number("TIDINGS_OUTBOX_BYTES_MAX", 64 << 10, 1 << 30)?,
             publish_keys: layers.list("TIDINGS_PUBLISH_KEYS"),
             admin_key: layers.optional("TIDINGS_ADMIN_KEY").map(str::to_owned),
-            allowed_origins: layers.list("TIDINGS_ALLOWED_ORIGINS"),
+            allowed_origins: allowed_origins(layers)?,
             log_format: layers
                 .optional("TIDINGS_LOG_FORMAT")
                 .map(|_| {
@@ -208,6 +210,24 @@ fn address(layers: &Layers, name: &'static str, value: &str) -> Result<SocketAdd
     let text = if value.starts_with(':') { format!("0.0.0.0{value}") } else { value.to_owned() };
     let mut found = text.to_socket_addrs().ok().into_iter().flatten();
     found.next().ok_or_else(|| layers.error(name, "expected an address with a port, as `127.0.0.1:8000`"))
+}
+
+fn allowed_origins(layers: &Layers) -> Result<Vec<String>, SettingError> {
+    let name = "TIDINGS_ALLOWED_ORIGINS";
+    let check = |origin: &String| {
+        let host = origin.split_once("://").map(|(_, host)| host);
+        // An origin has no path, and one without a scheme would never match.
+        if origin == "*" || host.is_some_and(|host| !host.is_empty() && !host.contains('/')) {
+            return Ok(());
+        }
+        Err(layers.error(
+            name,
+            format!("`{origin}`: expected an origin as `https://app.example.com`, without a path"),
+        ))
+    };
+    let origins = layers.list(name);
+    origins.iter().try_for_each(check)?;
+    Ok(origins)
 }
 
 fn redis_url(layers: &Layers) -> Result<Option<String>, SettingError> {
@@ -291,6 +311,8 @@ mod tests {
             ("TIDINGS_LISTEN", "nowhere", "an address with a port"),
             ("REDIS_URL", "http://x", "redis://host:port"),
             ("REDIS_URL", "redis+cluster://a:1", "not in this version"),
+            ("TIDINGS_ALLOWED_ORIGINS", "https://a.example/", "without a path"),
+            ("TIDINGS_ALLOWED_ORIGINS", "a.example", "expected an origin"),
             ("TIDINGS_ENGINE", "redis", "`embedded`"),
             ("TIDINGS_LOG_FORMAT", "xml", "`text`, `json`"),
             ("CONTAINER_RESTART", "maybe", "`false`, `true`"),

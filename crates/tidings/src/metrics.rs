@@ -41,6 +41,9 @@ pub(crate) enum EventSource {
 }
 
 impl EventSource {
+    /// How many sources there are.
+    pub(crate) const COUNT: usize = 3;
+
     /// The source as a metric's label and in logs.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {

@@ -85,7 +85,7 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
 /// What belongs to the operator and to publishers, on the internal listener.
 pub(crate) fn internal(edge: &Arc<Edge>) -> Router {
     let router = operator_routes().route("/metrics", get(metrics::internal)).merge(health_routes());
-    finish(router.merge(console::routes()), edge)
+    finish(router, edge)
 }
 
 fn operator_routes() -> Router<Arc<Edge>> {

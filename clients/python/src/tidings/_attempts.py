@@ -44,7 +44,7 @@ def stamp(event: Event) -> Event:
     if type_ in _WITH_ID:
         event["id"] = event_id(event["task_id"], attempt, type_)
     if type_ in TERMINAL:
-        ends.claim((event.get("project_id"), event["task_id"], attempt), type_, by_hand=True)
+        ends.claim(event.get("project_id"), event["task_id"], attempt, type_, by_hand=True)
     return event
 
 
@@ -107,24 +107,26 @@ class Ends:
         self._lock = threading.Lock()
         self._known = _Remembered()
 
-    def claim(self, attempt: tuple[Any, str, int], type_: str, *, by_hand: bool = False) -> bool:
+    def claim(
+        self, project_id: str | None, task_id: str, attempt: int, type_: str, *, by_hand: bool = False
+    ) -> bool:
         """Whether this terminal event may go out.
 
         What the task's code sends by hand always may, and then the automatic one may follow with the same id
         (it counts if the first was lost) unless it says the opposite.
         """
         with self._lock:
-            known = self._known.get(attempt)
-            if known is None or (known == (type_, True) and not by_hand):
-                self._known[attempt] = (type_, by_hand)
+            known = self._known.get((task_id, attempt), {})
+            first = known.get(project_id)
+            if first is None or (first == (type_, True) and not by_hand):
+                self._known[task_id, attempt] = {**known, project_id: (type_, by_hand)}
                 return True
             return by_hand
 
     def reopen(self, task_id: str, attempt: int) -> None:
         """The attempt runs (again): a task id that is used anew ends anew."""
         with self._lock:
-            for key in [key for key in self._known if key[1:] == (task_id, attempt)]:
-                del self._known[key]
+            self._known.pop((task_id, attempt), None)
 
 
 attempts = Attempts()

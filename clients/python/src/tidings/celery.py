@@ -188,7 +188,7 @@ def _end(task: ProgressTask, request: Any, type_: str, build: Callable[[str, str
     attempt, said = _attempt(request), False
     for project_id, task_id in _names(task, request):
         said = True
-        if ends.claim((project_id, task_id, attempt), type_):
+        if ends.claim(project_id, task_id, attempt, type_):
             _publish(build(task_id, project_id), attempt)
     if not said:
         _complain_of_no_project(task)

@@ -58,13 +58,16 @@ impl EmbeddedEngine {
         Self { limits, clock, deliver, streams: Mutex::default() }
     }
 
-    /// Forgets history that is too old and streams that nobody used for 30 days. Costs a walk over all streams; once a
-    /// minute is often enough, because what is read is trimmed anyway.
-    pub fn forget_old(&self) {
+    /// Forgets history that is too old, and streams that nobody used for 30 days; one that `is_followed` is in use. Costs
+    /// a walk over all streams; once a minute is often enough, because what is read is trimmed anyway.
+    pub fn forget_old(&self, is_followed: impl Fn(&StreamId) -> bool) {
         let now = (self.clock)();
-        self.streams.lock().retain(|_, stream| {
+        self.streams.lock().retain(|id, stream| {
             stream.history.trim(now);
             stream.state.trim(now);
+            if is_followed(id) {
+                stream.used_at = now;
+            }
             now.seconds_since(stream.used_at) <= UNUSED_SECONDS_MAX
         });
     }
@@ -169,6 +172,11 @@ impl Engine for EmbeddedEngine {
         since: Option<&Position>,
         limit: usize,
     ) -> Result<HistoryPage, EngineError> {
+        if !self.streams.lock().contains_key(stream) {
+            // Asking for what never was makes no stream: anybody may ask for anything.
+            let position = Position { epoch: Epoch::new(random::hex::<10>()), offset: 0 };
+            return Ok(HistoryPage { position, complete: since.is_none(), records: Vec::new() });
+        }
         Ok(self.with_stream(stream, |stream, _| {
             let (complete, mut records) = match since {
                 Some(since) => stream.behind(since),

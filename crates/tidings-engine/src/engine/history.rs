@@ -44,8 +44,9 @@ pub(super) struct History {
     durable: Log,
     latest: Latest,
     ids: HashMap<EventId, Offset>,
-    /// In the order of their offsets, to forget ids in.
-    ids_by_age: VecDeque<(Timestamp, EventId)>,
+    /// The ids of `latest` events, oldest first. They are forgotten by their number, not with their records, which a
+    /// newer one of the same key replaces at any time.
+    latest_ids: VecDeque<(Timestamp, EventId)>,
 }
 
 /// Records in order, with their bytes, and the offset up to which records have been dropped.
@@ -62,15 +63,13 @@ impl Log {
         self.records.push_back(Arc::clone(record));
     }
 
-    fn drop_oldest_while(&mut self, too_much: impl Fn(&Self, &Record) -> bool) {
-        while let Some(oldest) = self.records.front() {
-            if !too_much(self, oldest) {
-                break;
-            }
-            self.bytes -= oldest.json.len();
-            self.dropped_to = oldest.offset;
-            self.records.pop_front();
-        }
+    /// Drops the oldest record if it is too much.
+    fn drop_oldest_if(&mut self, too_much: impl Fn(&Self, &Record) -> bool) -> Option<Arc<Record>> {
+        self.records.front().filter(|oldest| too_much(self, oldest))?;
+        let oldest = self.records.pop_front()?;
+        self.bytes -= oldest.json.len();
+        self.dropped_to = oldest.offset;
+        Some(oldest)
     }
 
     fn behind(&self, offset: Offset) -> impl Iterator<Item = &Arc<Record>> {
@@ -125,7 +124,7 @@ impl History {
             durable,
             latest: Latest::default(),
             ids: HashMap::new(),
-            ids_by_age: VecDeque::new(),
+            latest_ids: VecDeque::new(),
         }
     }
 
@@ -142,7 +141,9 @@ impl History {
         }
         if let Some(id) = &record.id {
             self.ids.insert(id.clone(), record.offset);
-            self.ids_by_age.push_back((record.appended_at, id.clone()));
+            if record.latest_key.is_some() {
+                self.latest_ids.push_back((record.appended_at, id.clone()));
+            }
         }
         self.trim(record.appended_at);
     }
@@ -153,18 +154,24 @@ impl History {
         let old =
             |at: Timestamp| now.seconds_since(at) > i64::try_from(limits.age.as_secs()).unwrap_or(i64::MAX);
         let recent_max = RECENT_RECORDS_MAX.min(limits.events);
-        self.recent.drop_oldest_while(|log, oldest| {
+        let recent_too_much = |log: &Log, oldest: &Record| {
             log.records.len() > recent_max || log.bytes > RECENT_BYTES_MAX || old(oldest.appended_at)
-        });
-        self.durable.drop_oldest_while(|log, oldest| {
+        };
+        while self.recent.drop_oldest_if(recent_too_much).is_some() {}
+        let durable_too_much = |log: &Log, oldest: &Record| {
             log.records.len() > limits.events || log.bytes > limits.bytes || old(oldest.appended_at)
-        });
+        };
+        while let Some(dropped) = self.durable.drop_oldest_if(durable_too_much) {
+            if let Some(id) = &dropped.id {
+                self.ids.remove(id);
+            }
+        }
         self.latest.drop_oldest_while(|latest, oldest| {
             latest.by_offset.len() > limits.events || latest.bytes > limits.bytes || old(oldest.appended_at)
         });
-        while self.ids_by_age.len() > limits.events || self.ids_by_age.front().is_some_and(|(at, _)| old(*at))
+        while self.latest_ids.len() > limits.events || self.latest_ids.front().is_some_and(|(at, _)| old(*at))
         {
-            if let Some((_, id)) = self.ids_by_age.pop_front() {
+            if let Some((_, id)) = self.latest_ids.pop_front() {
                 self.ids.remove(&id);
             }
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde_json::value::RawValue;
-use tidings_protocol::{ObjectWriter, Offset, RawObject, StateSnapshot, Timestamp, TypeFilter};
+use tidings_protocol::{EventType, ObjectWriter, Offset, RawObject, StateSnapshot, Timestamp, TypeFilter};
 
 use super::Record;
 
@@ -22,12 +22,19 @@ const SNAPSHOT_ENTRIES_MAX: usize = 1000;
 const SNAPSHOT_BYTES_MAX: usize = 1024 * 1024;
 /// Entries kept per stream: enough for a full snapshot of each of several filters.
 const ENTRIES_MAX: usize = 4 * SNAPSHOT_ENTRIES_MAX;
+/// Bytes of entries kept per stream.
+const KEPT_BYTES_MAX: usize = 4 * SNAPSHOT_BYTES_MAX;
 
 #[derive(Debug, Default)]
 pub(super) struct StateFold {
     entries: HashMap<Subject, Entry>,
-    /// In the order of their newest events, to find the newest and to drop the oldest.
-    by_offset: BTreeMap<Offset, Subject>,
+    /// Those that run, and those that have ended, each in the order of their newest events: what is shown first, and what
+    /// is dropped first, is found without looking at the rest.
+    running: BTreeMap<Offset, Subject>,
+    ended: BTreeMap<Offset, Subject>,
+    bytes: usize,
+    /// Something that still runs had to be dropped, so that no snapshot is whole before it would have ended by itself.
+    dropped_running_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,16 +45,20 @@ enum Subject {
 
 #[derive(Debug)]
 struct Entry {
-    newest: Arc<Record>,
+    /// The newest event without what a snapshot leaves out, and without its closing brace.
+    open_json: Box<str>,
     /// `{timestamp, task_name, metadata}` of the start, as JSON.
-    started: Option<Box<str>>,
+    started: Option<Arc<str>>,
+    event_type: EventType,
+    offset: Offset,
+    appended_at: Timestamp,
     ended: bool,
     attempt: u64,
 }
 
 impl StateFold {
     /// Takes the next record of the stream into account.
-    pub(super) fn apply(&mut self, record: &Arc<Record>) {
+    pub(super) fn apply(&mut self, record: &Record) {
         let Some((subject_word, verb)) = record.event_type.as_str().split_once('.') else { return };
         let (id_field, make): (_, fn(Arc<str>) -> Subject) = match subject_word {
             "task" => ("task_id", Subject::Task),
@@ -73,7 +84,7 @@ impl StateFold {
         verb: &str,
         attempt: Option<u64>,
         object: &RawObject<'_>,
-        record: &Arc<Record>,
+        record: &Record,
     ) {
         let former = self.entries.get(&subject);
         let former_attempt = former.map_or(0, |entry| entry.attempt);
@@ -86,56 +97,79 @@ impl StateFold {
         if late {
             return;
         }
-        let started = match (verb, former) {
-            ("started", _) => Some(started_fields(object)),
-            (_, Some(entry)) => entry.started.clone(),
-            (_, None) => None,
+        let started = match verb {
+            "started" => Some(started_fields(object)),
+            _ => former.and_then(|entry| entry.started.clone()),
         };
-        if let Some(entry) = former {
-            self.by_offset.remove(&entry.newest.offset);
-        }
         let entry = Entry {
-            newest: Arc::clone(record),
+            open_json: without_large_fields(object),
             started,
+            event_type: record.event_type.clone(),
+            offset: record.offset,
+            appended_at: record.appended_at,
             ended: matches!(verb, "completed" | "failed"),
             attempt: attempt.unwrap_or(former_attempt),
         };
-        self.by_offset.insert(record.offset, subject.clone());
+        self.remove(&subject);
+        self.bytes += entry.bytes();
+        let order = if entry.ended { &mut self.ended } else { &mut self.running };
+        order.insert(record.offset, subject.clone());
         self.entries.insert(subject, entry);
         self.trim(record.appended_at);
     }
 
-    /// Drops what does not show any more.
+    fn remove(&mut self, subject: &Subject) {
+        if let Some(entry) = self.entries.remove(subject) {
+            self.bytes -= entry.bytes();
+            let order = if entry.ended { &mut self.ended } else { &mut self.running };
+            order.remove(&entry.offset);
+        }
+    }
+
+    /// Drops what does not show any more, and what is too much: first what has ended.
     pub(super) fn trim(&mut self, now: Timestamp) {
-        while let Some((&offset, subject)) = self.by_offset.first_key_value() {
-            let over = self.entries.len() > ENTRIES_MAX
-                || self.entries.get(subject).is_none_or(|entry| !entry.shows(now));
-            // The oldest may still run while a younger one has ended: those are skipped when a snapshot is made.
-            if !over {
-                break;
+        let gone = |order: &BTreeMap<Offset, Subject>, entries: &HashMap<Subject, Entry>| {
+            let oldest = order.values().next()?;
+            entries.get(oldest).is_none_or(|entry| !entry.shows(now)).then(|| oldest.clone())
+        };
+        while let Some(subject) =
+            gone(&self.ended, &self.entries).or_else(|| gone(&self.running, &self.entries))
+        {
+            self.remove(&subject);
+        }
+        while self.entries.len() > ENTRIES_MAX || self.bytes > KEPT_BYTES_MAX {
+            let running = self.ended.is_empty();
+            let oldest = if running { self.running.values().next() } else { self.ended.values().next() };
+            let Some(subject) = oldest.cloned() else { break };
+            if running {
+                self.dropped_running_at = Some(now);
             }
-            let subject = subject.clone();
-            self.by_offset.remove(&offset);
-            self.entries.remove(&subject);
+            self.remove(&subject);
+        }
+        if self.dropped_running_at.is_some_and(|at| now.seconds_since(at) > SILENT_SECONDS_MAX) {
+            self.dropped_running_at = None;
         }
     }
 
     /// What a page needs to draw itself, newest first.
     pub(super) fn snapshot(&self, types: &TypeFilter, now: Timestamp) -> StateSnapshot {
-        let mut snapshot = StateSnapshot::default();
+        let mut newest_first: Vec<_> = self.running.iter().chain(&self.ended).collect();
+        newest_first.sort_unstable_by_key(|(offset, _)| std::cmp::Reverse(**offset));
+        let mut snapshot =
+            StateSnapshot { truncated: self.dropped_running_at.is_some(), ..StateSnapshot::default() };
         let (mut entries, mut bytes) = (0, 0);
-        for subject in self.by_offset.values().rev() {
+        for (_, subject) in newest_first {
             let Some(entry) = self.entries.get(subject) else { continue };
-            if !entry.shows(now) || !types.matches(&entry.newest.event_type) {
+            if !entry.shows(now) || !types.matches(&entry.event_type) {
                 continue;
             }
-            let Some(json) = entry.render() else { continue };
             entries += 1;
-            bytes += json.get().len();
+            bytes += entry.bytes();
             if entries > SNAPSHOT_ENTRIES_MAX || bytes > SNAPSHOT_BYTES_MAX {
                 snapshot.truncated = true;
                 break;
             }
+            let Some(json) = entry.render() else { continue };
             match subject {
                 Subject::Task(_) => snapshot.tasks.push(json),
                 Subject::Process(_) => snapshot.processes.push(json),
@@ -148,27 +182,32 @@ impl StateFold {
 impl Entry {
     fn shows(&self, now: Timestamp) -> bool {
         let limit = if self.ended { ENDED_SECONDS_MAX } else { SILENT_SECONDS_MAX };
-        now.seconds_since(self.newest.appended_at) <= limit
+        now.seconds_since(self.appended_at) <= limit
+    }
+
+    fn bytes(&self) -> usize {
+        self.open_json.len() + self.started.as_ref().map_or(0, |started| started.len()) + 16
     }
 
     fn render(&self) -> Option<Box<RawValue>> {
-        let text = std::str::from_utf8(&self.newest.json).ok()?;
-        let object = RawObject::parse(text).ok()?;
-        let mut json = ObjectWriter::with_capacity(text.len().min(2 * LARGE_FIELD_BYTES));
-        for (key, value) in object.iter() {
-            let large = value.len() > LARGE_FIELD_BYTES && matches!(key, "result" | "traceback");
-            if !large && key != "started" {
-                json.raw(key, value);
-            }
-        }
-        if let Some(started) = &self.started {
-            json.raw("started", started);
-        }
-        RawValue::from_string(json.finish()).ok()
+        let started =
+            self.started.as_ref().map(|started| format!(",\"started\":{started}")).unwrap_or_default();
+        RawValue::from_string(format!("{}{started}}}", self.open_json)).ok()
     }
 }
 
-fn started_fields(object: &RawObject<'_>) -> Box<str> {
+fn without_large_fields(object: &RawObject<'_>) -> Box<str> {
+    let mut json = ObjectWriter::with_capacity(512);
+    for (key, value) in object.iter() {
+        let large = value.len() > LARGE_FIELD_BYTES && matches!(key, "result" | "traceback");
+        if !large && key != "started" {
+            json.raw(key, value);
+        }
+    }
+    json.finish_open().into()
+}
+
+fn started_fields(object: &RawObject<'_>) -> Arc<str> {
     let mut json = ObjectWriter::with_capacity(128);
     for key in ["timestamp", "task_name", "metadata"] {
         if let Some(value) = object.get(key).filter(|value| value.len() <= LARGE_FIELD_BYTES) {

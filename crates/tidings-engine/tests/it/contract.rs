@@ -85,6 +85,37 @@ pub(crate) async fn a_repeated_id_is_the_same_event(engine: &dyn Engine, deliver
     assert_eq!(offsets(&deliveries.of(&stream("q"))), [1]);
 }
 
+/// For an engine whose history keeps 10 durable events.
+pub(crate) async fn an_id_is_known_as_long_as_its_event_is_kept(
+    engine: &dyn Engine,
+    deliveries: &Deliveries,
+) {
+    let with_id = |kind: &str, id: &str| {
+        let progress = json!({"current": 1, "total": 2});
+        event(&json!({"type": kind, "project_id": "p", "task_id": "t", "progress": progress, "id": id}))
+    };
+    engine.append(vec![with_id("task.completed", "end")]).await.unwrap();
+    engine.append((0..100).map(|n| with_id("task.progress", &format!("n{n}"))).collect()).await.unwrap();
+    let again =
+        engine.append(vec![with_id("task.completed", "end"), with_id("task.progress", "n99")]).await.unwrap();
+    assert_eq!((again[0].position.offset, again[1].position.offset), (1, 101));
+    assert_eq!(deliveries.of(&stream("p")).len(), 101);
+}
+
+/// What runs must show however much has ended since.
+pub(crate) async fn what_has_ended_does_not_push_what_runs_out_of_the_state(
+    engine: &dyn Engine,
+    _: &Deliveries,
+) {
+    engine.append(vec![progress("running", 1)]).await.unwrap();
+    for batch in 0..5 {
+        engine.append((0..1000).map(|task| completed(&format!("t{batch}-{task}"))).collect()).await.unwrap();
+    }
+    let progress_only = TypeFilter::parse(&["task.progress"]).unwrap();
+    let running = state(engine, &progress_only).await;
+    assert_eq!((tasks(&running).len(), running.truncated), (1, false));
+}
+
 pub(crate) async fn a_reader_gets_everything_since_its_position(engine: &dyn Engine, _: &Deliveries) {
     let start = engine.position(&stream("p")).await.unwrap();
     assert_eq!(start.offset, 0);

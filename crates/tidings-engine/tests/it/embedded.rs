@@ -40,6 +40,8 @@ macro_rules! contract {
 contract! {
     events_get_the_next_offset_of_their_stream_and_are_delivered_once,
     a_repeated_id_is_the_same_event,
+    an_id_is_known_as_long_as_its_event_is_kept,
+    what_has_ended_does_not_push_what_runs_out_of_the_state,
     a_reader_gets_everything_since_its_position,
     a_position_that_this_stream_never_had_is_not_recovered,
     a_flood_of_progress_pushes_out_no_durable_event,
@@ -80,10 +82,27 @@ async fn a_stream_is_forgotten_30_days_after_its_last_use() {
     let first = engine.position(&stream("p")).await.unwrap();
     for (days, same) in [(29, true), (29, true), (31, false)] {
         seconds.fetch_add(days * 24 * 3600, Ordering::Relaxed);
-        engine.forget_old();
+        engine.forget_old(|_| false);
         let position = engine.position(&stream("p")).await.unwrap();
         assert_eq!(position == first, same, "{days} days");
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_followed_is_not_forgotten() {
+    let (clock, seconds) = test_clock();
+    let (engine, _) = engine(clock);
+    let first = engine.position(&stream("p")).await.unwrap();
+    seconds.fetch_add(40 * 24 * 3600, Ordering::Relaxed);
+    engine.forget_old(|followed| *followed == stream("p"));
+    assert_eq!(engine.position(&stream("p")).await.unwrap(), first);
+}
+
+#[tokio::test]
+async fn asking_for_history_makes_no_stream() {
+    let (engine, _) = engine(system_clock());
+    let page = engine.history(&stream("p"), None, 10).await.unwrap();
+    assert_eq!((page.complete, page.records.len(), engine.stream_count()), (true, 0, 0));
 }
 
 #[tokio::test]

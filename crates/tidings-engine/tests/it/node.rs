@@ -141,6 +141,46 @@ async fn what_was_missed_comes_before_what_is_live() {
     assert_eq!(confirmed["state"]["tasks"].as_array().map(Vec::len), Some(1));
 }
 
+#[tokio::test]
+async fn what_a_replay_left_out_is_told_as_folded() {
+    let node = node();
+    let mut client = Client::connect(&node).await;
+    let epoch = client.subscribe("p").await["epoch"].clone();
+    client.send(&json!({"type": "unsubscribe", "project_id": "p"})).await;
+    node.publish((0..400).map(|current| progress("p", current)).collect()).await.unwrap();
+    client.rest().await;
+    for types in [json!(["*"]), json!(["task.progress"])] {
+        let since = json!({"epoch": epoch, "offset": 0});
+        client.send(&json!({"type": "subscribe", "project_id": "p", "since": since, "types": types})).await;
+        assert_eq!(client.next().await["recovered"], true);
+        let mut last = 0;
+        for event in client.rest().await {
+            let offset = event["offset"].as_u64().unwrap();
+            assert_eq!(offset, last + 1 + event["folded"].as_u64().unwrap_or(0), "{event}");
+            last = offset;
+        }
+        assert_eq!(last, 400);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_without_reading_is_not_answered_further() {
+    let node = node();
+    let mut client = Client::connect(&node).await;
+    let data = "x".repeat(OUTBOX_BYTES_MAX);
+    node.publish(vec![event(
+        &json!({"type": "task.started", "project_id": "p", "task_id": "t", "task_name": data}),
+    )])
+    .await
+    .unwrap();
+    client.outbox.replay_room().await;
+    client.send(&json!({"type": "subscribe", "project_id": "p"})).await;
+    let waiting = tokio::time::timeout(Duration::from_millis(50), client.outbox.replay_room()).await;
+    assert!(waiting.is_err(), "there is no room before the client has read");
+    assert_eq!(client.next().await["type"], "subscription.confirmed");
+    client.outbox.replay_room().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn whatever_is_published_while_subscriptions_start_arrives_once() {
     let node = node();

@@ -18,6 +18,8 @@ use tokio_tungstenite::{
     },
 };
 
+use tidings_protocol::{EventType, TypeFilter};
+
 use crate::config::Settings;
 
 const RETRY_MIN: Duration = Duration::from_millis(250);
@@ -52,6 +54,7 @@ type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 struct Tail {
     arguments: Arguments,
     url: String,
+    types: Option<TypeFilter>,
     since: Option<Value>,
     shown: u64,
     color: bool,
@@ -68,9 +71,13 @@ enum Ended {
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<()> {
     let url = arguments.url.clone().unwrap_or_else(|| settings.websocket_url(None));
     let since = arguments.since.as_deref().map(position).transpose()?;
+    let types = (!arguments.types.is_empty())
+        .then(|| TypeFilter::parse(&arguments.types))
+        .transpose()
+        .context("--types")?;
     let color = io::stdout().is_terminal() && !arguments.json;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Tail { arguments, url, since, shown: 0, color }.run())
+    runtime.block_on(Tail { arguments, url, types, since, shown: 0, color }.run())
 }
 
 fn position(text: &str) -> anyhow::Result<Value> {
@@ -98,11 +105,11 @@ impl Tail {
             format!("{} cannot be reached; is the service running (`tidings dev`)?", self.url)
         })?;
         let mut subscribe = json!({"type": "subscribe", "project_id": self.arguments.project});
-        if !self.arguments.types.is_empty() {
-            subscribe["types"] = self.arguments.types.clone().into();
-        }
         if let Some(since) = &self.since {
             subscribe["since"] = since.clone();
+        }
+        if self.arguments.project.is_some() && !self.arguments.types.is_empty() {
+            subscribe["types"] = self.arguments.types.clone().into();
         }
         if self.arguments.project.is_none() {
             // The announcements come by themselves; only what was missed of them has to be asked for.
@@ -147,8 +154,11 @@ impl Tail {
 
     /// Shows a message; `true`: it was the last one asked for.
     fn take(&mut self, text: &str) -> anyhow::Result<bool> {
-        let message: Value =
-            serde_json::from_str(text).context("the server sent something that is not JSON")?;
+        let Ok(message) = serde_json::from_str::<Value>(text) else {
+            // Numbers beyond a double and lone surrogates are JSON, and pass through; here they are only shown.
+            writeln!(io::stdout(), "{text}")?;
+            return Ok(false);
+        };
         let announcements = self.arguments.project.is_none();
         match message["type"].as_str().unwrap_or_default() {
             "error" => anyhow::bail!(
@@ -163,7 +173,11 @@ impl Tail {
                     eprintln!("what was missed is not kept any more; going on from here");
                 }
             }
-            name if message["offset"].is_u64() && (message["stream"] == "*") == announcements => {
+            // Announcements come unfiltered, because every connection follows them.
+            name if message["offset"].is_u64()
+                && (message["stream"] == "*") == announcements
+                && self.wants(name) =>
+            {
                 if let Some(since) = &mut self.since {
                     since["offset"] = message["offset"].clone();
                 }
@@ -174,6 +188,12 @@ impl Tail {
             _ => {}
         }
         Ok(false)
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.types
+            .as_ref()
+            .is_none_or(|types| EventType::try_from(name).is_ok_and(|name| types.matches(&name)))
     }
 
     fn print(&self, name: &str, event: &Value, text: &str) -> io::Result<()> {

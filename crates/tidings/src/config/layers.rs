@@ -125,6 +125,10 @@ impl Layers {
         self.values.get(name).map(|value| value.text.as_str()).or_else(default)
     }
 
+    pub(super) fn is_set(&self, name: &'static str) -> bool {
+        self.values.contains_key(name)
+    }
+
     pub(super) fn text(&self, name: &'static str) -> String {
         self.optional(name).unwrap_or_default().to_owned()
     }
@@ -179,9 +183,9 @@ impl Layers {
 
     fn add_variables(&mut self, variables: &Variables, origin: &Origin) -> Result<(), SettingError> {
         for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
-            if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) {
+            if let Some(setting) = exactly(name) {
                 self.set(setting, value.clone(), origin.clone());
-            } else if let Some(setting) = name.strip_suffix("_FILE").and_then(find) {
+            } else if let Some(setting) = name.strip_suffix("_FILE").and_then(exactly) {
                 if variables.get(setting.name).is_some_and(|value| !value.is_empty()) {
                     let message = format!("`{}` is set, too; expected one of the two", setting.name);
                     return Err(SettingError::new(name, Some(origin.clone()), message));
@@ -277,6 +281,11 @@ fn text_of(value: &toml::Value) -> Option<String> {
         toml::Value::Array(items) => items.iter().map(text_of).collect::<Option<Vec<_>>>()?.join(","),
         toml::Value::Table(_) | toml::Value::Datetime(_) => return None,
     })
+}
+
+/// A setting by its variable. The environment is full of other programs' variables, so nothing near counts.
+fn exactly(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name == name)
 }
 
 /// A setting by its variable or by its key in the file.

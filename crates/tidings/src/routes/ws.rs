@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -120,16 +120,25 @@ async fn run(edge: &Edge, socket: WebSocket, mut connection: Connection) -> Opti
         heard: &heard,
         edge,
     };
-    let end = tokio::select! {
-        end = read(&mut stream, &mut connection, &heard, edge) => end,
-        end = writer.run(&mut sink) => end,
-        () = edge.kill.cancelled() => End::Lost,
+    let end = if edge.is_draining() {
+        // It came in beside the stop, which did not see it yet.
+        End::ByUs(CloseCode::ServiceRestart)
+    } else {
+        tokio::select! {
+            end = read(&mut stream, &mut connection, &heard, edge) => end,
+            end = writer.run(&mut sink) => end,
+            () = edge.kill.cancelled() => End::Lost,
+        }
     };
     // From here on nothing is delivered to it any more, however long the close takes.
     drop(connection);
     match end {
         // 1005 is the registry's number for a close without one.
-        End::ByPeer(code) => code.or(Some(1005)),
+        End::ByPeer(code) => {
+            // The library has queued our half of the close; it goes out with the next flush.
+            let _ = timeout(CLOSE_TIMEOUT, sink.flush()).await;
+            code.or(Some(1005))
+        }
         End::Lost => None,
         End::ByUs(code) => {
             let closing = timeout(CLOSE_TIMEOUT, close(&mut sink, &mut stream, code));
@@ -144,11 +153,13 @@ async fn run(edge: &Edge, socket: WebSocket, mut connection: Connection) -> Opti
 struct Heard {
     opened: Instant,
     after_ms: AtomicU64,
+    /// Nothing is read for now, so that silence says nothing about the peer.
+    paused: AtomicBool,
 }
 
 impl Heard {
     fn new() -> Self {
-        Self { opened: Instant::now(), after_ms: AtomicU64::new(0) }
+        Self { opened: Instant::now(), after_ms: AtomicU64::new(0), paused: AtomicBool::new(false) }
     }
 
     fn now(&self) {
@@ -156,9 +167,16 @@ impl Heard {
         self.after_ms.store(ms, Ordering::Relaxed);
     }
 
+    fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+    }
+
     fn since(&self, moment: Instant) -> bool {
-        self.opened + Duration::from_millis(self.after_ms.load(Ordering::Relaxed)) + Duration::from_millis(1)
-            >= moment
+        self.paused.load(Ordering::Relaxed)
+            || self.opened
+                + Duration::from_millis(self.after_ms.load(Ordering::Relaxed))
+                + Duration::from_millis(1)
+                >= moment
     }
 }
 
@@ -168,6 +186,7 @@ async fn read(
     heard: &Heard,
     edge: &Edge,
 ) -> End {
+    let outbox = connection.outbox();
     while let Some(message) = stream.next().await {
         heard.now();
         match message {
@@ -176,6 +195,11 @@ async fn read(
             }
             Ok(Message::Text(text)) => {
                 edge.metrics.client_message();
+                // Who asks for more than it reads waits for itself. Its pongs wait, too, so they are not missed.
+                heard.pause(true);
+                outbox.replay_room().await;
+                heard.pause(false);
+                heard.now();
                 connection.receive(&text).await;
             }
             Ok(Message::Binary(_)) => return End::ByUs(CloseCode::UnsupportedData),

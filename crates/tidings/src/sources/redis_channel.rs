@@ -11,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
-use redis::aio::PubSub;
+use futures_util::{FutureExt, StreamExt, stream::ReadyChunks};
+use redis::aio::{PubSub, PubSubSink, PubSubStream};
 use tokio::time::{Instant, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +31,9 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// Messages taken from the library's queue at once.
 const BATCH_MAX: usize = 256;
+
+/// What has arrived, as much at once as is there.
+type Batches = ReadyChunks<PubSubStream>;
 
 /// Whether the channel is heard.
 #[derive(Debug, Default)]
@@ -61,14 +64,17 @@ enum Lost {
     NoAnswer(#[from] tokio::time::error::Elapsed),
     #[error("the connection was closed")]
     Closed,
+    #[error("Redis answers, but not on this connection")]
+    Dead,
 }
 
 impl RedisChannel {
     /// Listens until `stop`, whatever becomes of Redis meanwhile.
     pub(crate) async fn run(self, stop: CancellationToken) {
         self.metrics.source_up(EventSource::RedisChannel, false);
+        // However this ends, a source that nobody listens to must not look well.
+        let _down = DownAtEnd(&self);
         stop.run_until_cancelled(self.listen_for_ever()).await;
-        self.set_up(false);
     }
 
     async fn listen_for_ever(&self) {
@@ -114,7 +120,7 @@ impl RedisChannel {
         let (mut commands, messages) = pubsub.split();
         let mut batches = messages.ready_chunks(BATCH_MAX);
         let mut pings = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
-        loop {
+        let lost = loop {
             tokio::select! {
                 batch = batches.next() => match batch {
                     Some(batch) => self.take(&batch).await,
@@ -122,9 +128,52 @@ impl RedisChannel {
                 },
                 _ = pings.tick() => match timeout(ANSWER_TIMEOUT, commands.ping::<redis::Value>()).await {
                     Ok(Ok(_)) => {}
-                    Ok(Err(error)) => return error.into(),
-                    Err(elapsed) => return elapsed.into(),
+                    Ok(Err(error)) => break error.into(),
+                    Err(_) => if let Some(lost) = self.outwait(&mut commands, &mut batches).await {
+                        break lost;
+                    },
                 },
+            }
+        };
+        // What had arrived before the loss is not part of it.
+        while let Some(Some(batch)) = batches.next().now_or_never() {
+            self.take(&batch).await;
+        }
+        lost
+    }
+
+    /// Redis does not answer. It may be busy, and then all that it was told meanwhile still comes on this connection; or
+    /// the connection is dead, and then only another one gets an answer. `None`: it is this one that lives.
+    async fn outwait(&self, commands: &mut PubSubSink, batches: &mut Batches) -> Option<Lost> {
+        let silent_since = Instant::now();
+        self.set_up(false);
+        tracing::warn!(
+            "Redis does not answer; keeping the subscription while asking whether it is there at all"
+        );
+        loop {
+            let answered_elsewhere = async {
+                while self.subscribe().await.is_err() {
+                    sleep(RETRY_MAX).await;
+                }
+            };
+            tokio::select! {
+                batch = batches.next() => match batch {
+                    Some(batch) => self.take(&batch).await,
+                    None => return Some(Lost::Closed),
+                },
+                () = answered_elsewhere => {}
+            }
+            if let Ok(answer) = timeout(ANSWER_TIMEOUT, commands.ping::<redis::Value>()).await {
+                if let Err(error) = answer {
+                    return Some(error.into());
+                }
+                let silent_ms = u64::try_from(silent_since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(silent_ms, "Redis answers again on the same connection; nothing was lost");
+                self.set_up(true);
+                return None;
+            }
+            if timeout(ANSWER_TIMEOUT, self.subscribe()).await.is_ok_and(|subscribed| subscribed.is_ok()) {
+                return Some(Lost::Dead);
             }
         }
     }
@@ -146,5 +195,13 @@ impl RedisChannel {
     fn set_up(&self, up: bool) {
         self.status.0.store(up, Ordering::Relaxed);
         self.metrics.source_up(EventSource::RedisChannel, up);
+    }
+}
+
+struct DownAtEnd<'a>(&'a RedisChannel);
+
+impl Drop for DownAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.set_up(false);
     }
 }

@@ -203,6 +203,35 @@ impl Redis {
         redis::Client::open(self.url()).unwrap().get_multiplexed_async_connection().await
     }
 
+    /// Stops it from answering, as a long command or a slow disk does.
+    pub(crate) fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.process.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// As `publish`, for a Redis that answers later: the command is on its way when this returns.
+    pub(crate) fn publish_in_background(&self, message: &'static [u8]) -> std::thread::JoinHandle<u64> {
+        use std::io::{BufRead as _, BufReader};
+        let mut socket = std::net::TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let length = message.len();
+        write!(socket, "*3\r\n$7\r\nPUBLISH\r\n$19\r\nwebsocket:broadcast\r\n${length}\r\n").unwrap();
+        socket.write_all(message).unwrap();
+        socket.write_all(b"\r\n").unwrap();
+        std::thread::spawn(move || {
+            let mut answer = String::new();
+            BufReader::new(socket).read_line(&mut answer).unwrap();
+            answer.trim().trim_start_matches(':').parse().unwrap()
+        })
+    }
+
     /// Publishes on the default channel; returns how many heard it.
     pub(crate) async fn publish(&self, message: &[u8]) -> u64 {
         let mut connection = self.connection().await.unwrap();

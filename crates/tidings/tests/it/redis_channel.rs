@@ -61,6 +61,23 @@ async fn rubbish_on_the_channel_is_counted_and_disturbs_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_published_while_redis_is_busy_still_comes() {
+    let redis = Redis::started().await;
+    let service = service(&redis);
+    connected(&service).await;
+    let mut client = Client::subscribed(&service, "p").await;
+    redis.pause();
+    until("the silence being noticed", || async { service.health().await["redis_connected"] == false }).await;
+    let publishing = redis.publish_in_background(br#"{"type":"a.b","project_id":"p"}"#);
+    redis.go_on();
+    assert_eq!(publishing.join().unwrap(), 1);
+    assert_eq!(client.next().await["offset"], 1);
+    connected(&service).await;
+    let losses = service.metric(r#"tidings_source_losses_total{source="redis_channel"}"#).await;
+    assert!((losses - 1.0).abs() < 0.1, "{losses}");
+}
+
+#[tokio::test]
 async fn redis_away_at_the_start_or_restarted_is_said_and_mended() {
     let mut redis = Redis::reserved();
     let service = service(&redis);

@@ -3,11 +3,15 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use tokio::{io::AsyncReadExt, task::JoinSet, time::Instant};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    client::{Client, raw},
+    client::{Client, frame, raw, raw_close_code},
     fixture::{Service, report, until},
 };
 
@@ -74,6 +78,18 @@ async fn a_disconnect_is_noticed_whether_it_is_clean_or_not() {
     until("both connections ending", || async { service.health().await["active_connections"] == 0 }).await;
     assert!(service.metric("tidings_connections_closed_total{code=\"1005\"}").await >= 1.0);
     service.publish(&json!({"type": "a.b", "project_id": "p"})).await;
+}
+
+#[tokio::test]
+async fn a_clean_close_is_answered() {
+    let service = Service::start();
+    let mut socket = raw(service.address).await;
+    socket.write_all(&frame(0x88, &1000_u16.to_be_bytes())).await.unwrap();
+    assert_eq!(raw_close_code(socket).await, 1000);
+    until("the connection ending", || async {
+        service.metric("tidings_connections_closed_total{code=\"1000\"}").await > 0.5
+    })
+    .await;
 }
 
 #[tokio::test]
