@@ -22,11 +22,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
     crate::run(cargo().args(["build", "--package", "tidings"]))?;
     let mut counts = Counts::default();
     let mut broken = Vec::new();
+    // Beside this program, wherever cargo was told to build.
+    let binary = std::env::current_exe()?.with_file_name("tidings");
     let pytest = |folder: &str| {
         let mut command = Command::new(&python);
-        command
-            .args(["-m", "pytest", "-q", folder])
-            .env("TIDINGS_BINARY", root().join("target/debug/tidings"));
+        command.args(["-m", "pytest", "-q", folder]).env("TIDINGS_BINARY", &binary);
         command
     };
     let mut cargo_test = cargo();

@@ -256,10 +256,7 @@ fn workspaces(layers: &Layers) -> Result<BTreeMap<String, ProjectId>, SettingErr
 }
 
 fn host_name() -> String {
-    let name = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
-    let name = name.trim();
-    // Where that file does not exist, a name that at least says what it is.
-    if name.is_empty() { format!("tidings-{}", std::process::id()) } else { name.to_owned() }
+    gethostname::gethostname().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
