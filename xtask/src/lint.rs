@@ -6,6 +6,9 @@ use anyhow::{Context as _, bail};
 
 use crate::{cargo, generate, root, run, setup};
 
+/// The tool that reads `deny.toml`, at a version that this toolchain builds.
+const CARGO_DENY: &str = "cargo-deny@0.20.2";
+
 /// The longest that `ARCHITECTURE.md` may get: who needs more than ten minutes for it does not read it.
 const ARCHITECTURE_LINES_MAX: usize = 170;
 
@@ -34,7 +37,7 @@ fn licences() -> anyhow::Result<()> {
     let tools = root().join("target/tools");
     let cargo_deny = tools.join("bin/cargo-deny");
     if !cargo_deny.exists() {
-        run(cargo().args(["install", "--locked", "--quiet", "cargo-deny", "--root"]).arg(&tools))?;
+        run(cargo().args(["install", "--locked", "--quiet", CARGO_DENY, "--root"]).arg(&tools))?;
     }
     run(Command::new(cargo_deny).args(["--log-level", "error", "check", "bans", "licenses", "sources"]))
 }
