@@ -92,7 +92,9 @@ fn banner(port: u16, insecurities: &[&str], demo: bool) -> io::Result<()> {
     writeln!(out, "  Console    http://localhost:{port}/console")?;
     writeln!(out, "  WebSocket  ws://localhost:{port}/ws")?;
     writeln!(out, "  Events     http://localhost:{port}/api/projects/demo/events")?;
-    writeln!(out, "  Watch      tidings tail demo --url ws://localhost:{port}/ws")?;
+    // As it was called: after `cargo run` it is not on the path.
+    let program = std::env::args().next().unwrap_or_else(|| "tidings".to_owned());
+    writeln!(out, "  Watch      {program} tail demo --url ws://localhost:{port}/ws")?;
     if demo {
         writeln!(out, "  Demo       events on project `demo`; stop them with --no-demo")?;
     }

@@ -217,23 +217,27 @@ fn closed(frame: Option<CloseFrame>) -> anyhow::Result<Ended> {
     Ok(Ended::Lost(why))
 }
 
-/// What the event is about, and then everything else that is short.
+/// What the event is about, and then everything else, short.
 fn summary(event: &Value) -> String {
     const SHOWN_ELSEWHERE: [&str; 5] = ["type", "timestamp", "offset", "project_id", "stream"];
-    let mut parts = Vec::new();
-    for (key, value) in
-        event.as_object().into_iter().flatten().filter(|(key, _)| !SHOWN_ELSEWHERE.contains(&key.as_str()))
-    {
-        let percentage = value["percentage"].as_f64().map(|percentage| format!("{percentage}%"));
-        let text = match value {
-            Value::Null => continue,
-            Value::String(text) => text.clone(),
-            value => percentage.unwrap_or_else(|| value.to_string()),
+    let (mut about, mut rest) = (Vec::new(), Vec::new());
+    let members = event.as_object().into_iter().flatten();
+    for (key, value) in members.filter(|(key, _)| !SHOWN_ELSEWHERE.contains(&key.as_str())) {
+        let text = match (value, value["percentage"].as_f64()) {
+            (Value::Null, _) => continue,
+            (Value::String(text), _) => text.clone(),
+            (_, Some(percentage)) => format!("{percentage}%"),
+            (value, None) => value.to_string(),
         };
         let short: String = text.chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect();
-        parts.push(if key.ends_with("_id") { short } else { format!("{key}={short}") });
+        if key.ends_with("_id") || key == "file_path" {
+            about.push(short);
+        } else {
+            rest.push(format!("{key}={short}"));
+        }
     }
-    parts.join("  ")
+    about.extend(rest);
+    about.join("  ")
 }
 
 fn color_of(name: &str) -> &'static str {
