@@ -211,9 +211,10 @@ impl Event {
         let closed = format!("{}}}", self.open_json);
         if let Ok(object) = RawObject::parse(&closed) {
             object
+                .members()
                 .iter()
-                .filter(|&(key, _)| key != "project_id")
-                .for_each(|(key, value)| json.raw(key, value));
+                .filter(|member| member.key != "project_id")
+                .for_each(|member| json.member(member));
         }
         json.string("project_id", project_id.as_str());
         self.open_json = json.finish_open();
@@ -290,14 +291,15 @@ fn read_checked<T>(
 fn rewrite(bytes: usize, object: &RawObject<'_>, timestamp: Timestamp, facts: &Facts) -> String {
     let mut json = ObjectWriter::with_capacity(bytes + 96);
     let mut project_written = false;
-    for (key, value) in object.iter() {
+    for member in object.members() {
+        let (key, value) = (&*member.key, member.value);
         if OUR_MEMBERS.contains(&key) || key == "timestamp" || (key == "id" && value == "null") {
             continue;
         }
         match (key, &facts.percentage) {
             ("project_id", _) if value == "null" && facts.project_id.is_some() => continue,
             ("progress", Some(percentage)) => json.raw(key, &with_percentage(value, *percentage)),
-            _ => json.raw(key, value),
+            _ => json.member(member),
         }
         project_written |= key == "project_id";
     }
@@ -311,7 +313,11 @@ fn rewrite(bytes: usize, object: &RawObject<'_>, timestamp: Timestamp, facts: &F
 fn with_percentage(progress: &str, percentage: f64) -> Cow<'_, str> {
     let Ok(object) = RawObject::parse(progress) else { return progress.into() };
     let mut json = ObjectWriter::with_capacity(progress.len() + 24);
-    object.iter().filter(|&(key, _)| key != "percentage").for_each(|(key, value)| json.raw(key, value));
+    object
+        .members()
+        .iter()
+        .filter(|member| member.key != "percentage")
+        .for_each(|member| json.member(member));
     json.number("percentage", percentage);
     json.finish().into()
 }

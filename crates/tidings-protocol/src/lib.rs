@@ -23,7 +23,7 @@ pub use event::{Audience, Class, EVENT_BYTES_MAX, Event, InvalidEvent, Reason};
 pub use filter::{InvalidPattern, TypeFilter};
 pub use id::{EventId, EventType, InvalidId, ProjectId, StreamId};
 pub use known::KNOWN_TYPES;
-pub use object::{ObjectWriter, RawObject};
+pub use object::{Member, ObjectWriter, RawObject};
 pub use position::{Epoch, Offset, Position};
 pub use server::{Degraded, Gap, RemovalReason, ServerMessage, Source, StateSnapshot};
 pub use time::Timestamp;

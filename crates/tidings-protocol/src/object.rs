@@ -17,7 +17,18 @@ use serde_json::value::RawValue;
 /// Refuses duplicate keys, because two readers could each believe another one.
 #[derive(Debug)]
 pub struct RawObject<'a> {
-    members: Vec<(Cow<'a, str>, &'a str)>,
+    members: Vec<Member<'a>>,
+}
+
+/// A member of an object.
+#[derive(Debug)]
+pub struct Member<'a> {
+    /// What the key says.
+    pub key: Cow<'a, str>,
+    /// The key as it was written, with its quotes and escapes.
+    raw_key: &'a str,
+    /// The value as it was written.
+    pub value: &'a str,
 }
 
 impl<'a> RawObject<'a> {
@@ -28,11 +39,8 @@ impl<'a> RawObject<'a> {
 
     /// The text of a member's value; `None` also for `null`, which counts as absent.
     pub fn get(&self, key: &str) -> Option<&'a str> {
-        self.members
-            .iter()
-            .find(|(name, _)| name == key)
-            .map(|&(_, value)| value)
-            .filter(|&value| value != "null")
+        let member = self.members.iter().find(|member| member.key == key)?;
+        Some(member.value).filter(|&value| value != "null")
     }
 
     /// A member's value if it is a string.
@@ -41,8 +49,8 @@ impl<'a> RawObject<'a> {
     }
 
     /// The members, in the sender's order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &'a str)> {
-        self.members.iter().map(|(key, value)| (&**key, *value))
+    pub fn members(&self) -> &[Member<'a>] {
+        &self.members
     }
 }
 
@@ -66,15 +74,16 @@ impl<'de> Visitor<'de> for Members {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members: Vec<(Cow<'de, str>, &'de str)> = Vec::with_capacity(12);
+        let mut members = Vec::with_capacity(12);
         let mut seen = HashSet::new();
-        while let Some(BorrowedStr(key)) = map.next_key()? {
+        while let Some(raw_key) = map.next_key::<&'de RawValue>()?.map(RawValue::get) {
+            let BorrowedStr(key) = serde_json::from_str(raw_key).map_err(A::Error::custom)?;
             let value: &'de RawValue = map.next_value()?;
             if !seen.insert(key.clone()) {
                 let key: String = key.chars().take(80).collect();
                 return Err(A::Error::custom(format_args!("duplicate key `{key}`")));
             }
-            members.push((key, value.get()));
+            members.push(Member { key, raw_key, value: value.get() });
         }
         Ok(RawObject { members })
     }
@@ -92,12 +101,23 @@ impl ObjectWriter {
         Self(text)
     }
 
+    /// Adds a member as it was written.
+    pub fn member(&mut self, member: &Member<'_>) {
+        self.push(member.raw_key, member.value);
+    }
+
     /// Adds a member whose value is JSON text already.
     pub fn raw(&mut self, key: &str, value: &str) {
+        let mut quoted = String::with_capacity(key.len() + 2);
+        push_string(&mut quoted, key);
+        self.push(&quoted, value);
+    }
+
+    fn push(&mut self, raw_key: &str, value: &str) {
         if self.0.len() > 1 {
             self.0.push(',');
         }
-        push_string(&mut self.0, key);
+        self.0.push_str(raw_key);
         self.0.push(':');
         self.0.push_str(value);
     }
@@ -144,11 +164,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_keep_their_bytes() {
-        let text = r#"{"a": 1.50e+3, "b":{ "x" : [1,  2] }, "s":"\u00e9\ud800"}"#;
+    fn keys_and_values_keep_their_bytes() {
+        let text = r#"{"a": 1.50e+3, "caf\u00e9":{ "x" : [1,  2] }, "s":"\u00e9\ud800"}"#;
         let object = RawObject::parse(text).unwrap();
-        let values: Vec<_> = object.iter().collect();
-        assert_eq!(values, [("a", "1.50e+3"), ("b", r#"{ "x" : [1,  2] }"#), ("s", r#""\u00e9\ud800""#)]);
+        let keys: Vec<_> = object.members().iter().map(|member| &*member.key).collect();
+        assert_eq!(keys, ["a", "café", "s"]);
+        let mut written = ObjectWriter::with_capacity(text.len());
+        object.members().iter().for_each(|member| written.member(member));
+        assert_eq!(written.finish(), r#"{"a":1.50e+3,"caf\u00e9":{ "x" : [1,  2] },"s":"\u00e9\ud800"}"#);
     }
 
     #[test]

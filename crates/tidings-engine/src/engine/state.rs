@@ -198,10 +198,10 @@ impl Entry {
 
 fn without_large_fields(object: &RawObject<'_>) -> Box<str> {
     let mut json = ObjectWriter::with_capacity(512);
-    for (key, value) in object.iter() {
-        let large = value.len() > LARGE_FIELD_BYTES && matches!(key, "result" | "traceback");
-        if !large && key != "started" {
-            json.raw(key, value);
+    for member in object.members() {
+        let large = member.value.len() > LARGE_FIELD_BYTES && matches!(&*member.key, "result" | "traceback");
+        if !large && member.key != "started" {
+            json.member(member);
         }
     }
     json.finish_open().into()

@@ -57,8 +57,8 @@ fn check(json: &str, expected: &str) {
 #[test]
 fn what_is_not_ours_keeps_its_bytes() {
     check(
-        r#"{"type":"deploy.done", "project_id":"p", "big": 123456789012345678901234567890, "e": 1.50E+3, "s":"\u00e9\ud800\/", "o":{ "b":1,"a" : [ ] },"timestamp":"2026-11-23T10:00:00Z"}"#,
-        r#"{"type":"deploy.done","project_id":"p","big":123456789012345678901234567890,"e":1.50E+3,"s":"\u00e9\ud800\/","o":{ "b":1,"a" : [ ] },"timestamp":"2026-11-23T10:00:00.000000Z","offset":3}"#,
+        r#"{"type":"deploy.done", "project_id":"p", "big": 123456789012345678901234567890, "e": 1.50E+3, "s":"\u00e9\ud800\/", "k\u00e9y":1, "o":{ "b":1,"a" : [ ] },"timestamp":"2026-11-23T10:00:00Z"}"#,
+        r#"{"type":"deploy.done","project_id":"p","big":123456789012345678901234567890,"e":1.50E+3,"s":"\u00e9\ud800\/","k\u00e9y":1,"o":{ "b":1,"a" : [ ] },"timestamp":"2026-11-23T10:00:00.000000Z","offset":3}"#,
     );
 }
 
