@@ -1,7 +1,17 @@
 //! The plain channel of a real Redis.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    time::Instant,
+};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     client::Client,
@@ -75,6 +85,57 @@ async fn what_is_published_while_redis_is_busy_still_comes() {
     connected(&service).await;
     let losses = service.metric(r#"tidings_source_losses_total{source="redis_channel"}"#).await;
     assert!((losses - 1.0).abs() < 0.1, "{losses}");
+}
+
+/// Stands between the service and Redis. Connections opened before a freeze stay open and carry nothing any more, as when
+/// a firewall forgets them; later ones work.
+struct Proxy {
+    url: String,
+    generation: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    async fn before(redis: &Redis) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        let (generation, tasks, port) = (Arc::new(AtomicUsize::new(0)), TaskTracker::new(), redis.port());
+        let (current, connections) = (Arc::clone(&generation), tasks.clone());
+        tasks.spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let current = Arc::clone(&current);
+                connections.spawn(async move {
+                    let born = current.load(Ordering::Relaxed);
+                    let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                    let frozen = until("a freeze", || async { current.load(Ordering::Relaxed) > born });
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut client, &mut server) => {}
+                        () = frozen => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        Self { url, generation }
+    }
+
+    fn freeze(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_died_without_a_word_is_replaced() {
+    let redis = Redis::started().await;
+    let proxy = Proxy::before(&redis).await;
+    let service = Service::with(&[("REDIS_URL", &proxy.url)]);
+    connected(&service).await;
+    let mut client = Client::subscribed(&service, "p").await;
+    redis.publish(br#"{"type":"a.b","project_id":"p"}"#).await;
+    assert_eq!(client.next().await["offset"], 1);
+    proxy.freeze();
+    until("the silence being noticed", || async { service.health().await["redis_connected"] == false }).await;
+    connected(&service).await;
+    redis.publish(br#"{"type":"a.b","project_id":"p"}"#).await;
+    assert_eq!(client.next().await["offset"], 2);
 }
 
 #[tokio::test]
