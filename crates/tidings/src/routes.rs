@@ -20,7 +20,6 @@ use std::{
 
 use axum::{
     Router,
-    extract::DefaultBodyLimit,
     http::{HeaderName, Method, StatusCode, header},
     routing::{get, post},
 };
@@ -33,9 +32,6 @@ use crate::{
 };
 
 use problem::Problem;
-
-/// The largest body of a publishing request.
-const PUBLISH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What the routes share.
 #[derive(Debug)]
@@ -89,7 +85,7 @@ pub(crate) fn internal(edge: &Arc<Edge>) -> Router {
 }
 
 fn operator_routes() -> Router<Arc<Edge>> {
-    Router::new().route("/api/events", post(events::publish).layer(DefaultBodyLimit::max(PUBLISH_BYTES_MAX)))
+    Router::new().route("/api/events", post(events::publish))
 }
 
 fn health_routes() -> Router<Arc<Edge>> {

@@ -7,11 +7,12 @@ use std::{
 
 use axum::{
     Json,
-    body::Bytes,
-    extract::{ConnectInfo, FromRequestParts, State, rejection::BytesRejection},
+    body::Body,
+    extract::{ConnectInfo, FromRequestParts, State},
     http::{HeaderMap, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
+use futures_util::StreamExt as _;
 use serde_json::{json, value::RawValue};
 use tidings_protocol::{Event, EventId};
 
@@ -21,6 +22,11 @@ use super::{
 };
 use crate::metrics::EventSource;
 
+/// The largest body of a request.
+const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// A body that is too large is read on up to this, and thrown away: who is still sending does not read an answer, and would
+/// find a reset connection in its place.
+const DISCARDED_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
 /// Events in one request.
 const EVENTS_MAX: usize = 1000;
 /// Errors told of one request: who has more has made the same mistake more often.
@@ -32,9 +38,9 @@ pub(super) async fn publish(
     State(edge): State<Arc<Edge>>,
     _publisher: Publisher,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Result<Response, Problem> {
-    let body = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let body = read_body(body).await?;
     let idempotency_key = idempotency_key(&headers)?;
     let mut events = read(&edge, &headers, &body)?;
     if let Some(key) = idempotency_key {
@@ -78,6 +84,26 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
             format!("Idempotency-Key: expected 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters");
         Problem::new(StatusCode::BAD_REQUEST, detail)
     })
+}
+
+async fn read_body(body: Body) -> Result<Vec<u8>, Problem> {
+    let (mut stream, mut bytes, mut length) = (body.into_data_stream(), Vec::new(), 0);
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+        length += chunk.len();
+        if length <= BODY_BYTES_MAX {
+            bytes.extend_from_slice(&chunk);
+        } else if length > DISCARDED_BYTES_MAX {
+            break;
+        } else {
+            bytes = Vec::new();
+        }
+    }
+    if length > BODY_BYTES_MAX {
+        let detail = format!("at most {BODY_BYTES_MAX} bytes are accepted in one request; send several");
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    Ok(bytes)
 }
 
 /// Reads all events, or says what is wrong with each that is.
