@@ -79,6 +79,11 @@ impl Node {
         self.hub.counts()
     }
 
+    /// Live bytes that wait for clients, over all connections.
+    pub fn waiting_bytes(&self) -> usize {
+        self.hub.waiting_bytes()
+    }
+
     /// Closes every connection with `code`, each after what waits for it.
     pub fn close_all(&self, code: CloseCode) {
         self.hub.close_all(code);

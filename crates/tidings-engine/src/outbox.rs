@@ -1,9 +1,6 @@
 //! What waits to be written to one connection: bounded, and nobody else's time is spent on it.
 
-use std::{
-    collections::VecDeque,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -19,8 +16,6 @@ pub struct Outbox {
     changed: Notify,
     /// The writer took what waited.
     emptied: Notify,
-    /// Messages ever put in, for metrics.
-    queued: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -54,13 +49,7 @@ const FRAME_OVERHEAD_BYTES: usize = 64;
 
 impl Outbox {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self {
-            bytes_max,
-            waiting: Mutex::default(),
-            changed: Notify::new(),
-            emptied: Notify::new(),
-            queued: AtomicU64::new(0),
-        }
+        Self { bytes_max, waiting: Mutex::default(), changed: Notify::new(), emptied: Notify::new() }
     }
 
     /// Puts a live message in. A message too many closes the outbox with [`CloseCode::TooSlow`].
@@ -80,7 +69,6 @@ impl Outbox {
             waiting.frames.push_back(json);
         }
         drop(waiting);
-        self.queued.fetch_add(1, Ordering::Relaxed);
         self.changed.notify_one();
     }
 
@@ -92,7 +80,6 @@ impl Outbox {
             for json in replay {
                 waiting.replay_bytes += json.len() + FRAME_OVERHEAD_BYTES;
                 waiting.frames.push_back(json);
-                self.queued.fetch_add(1, Ordering::Relaxed);
             }
         }
         drop(waiting);
@@ -155,10 +142,5 @@ impl Outbox {
     /// Bytes of live messages that wait.
     pub fn waiting_bytes(&self) -> usize {
         self.waiting.lock().live_bytes
-    }
-
-    /// How many messages were ever put in.
-    pub fn queued_count(&self) -> u64 {
-        self.queued.load(Ordering::Relaxed)
     }
 }

@@ -9,7 +9,7 @@ use tidings_engine::{
 use tidings_protocol::{Event, InvalidEvent, Reason};
 
 use crate::{
-    burst::Burst,
+    burst::Bursts,
     config::Settings,
     metrics::{EventSource, Metrics},
 };
@@ -20,13 +20,12 @@ pub(crate) struct Ingest {
     node: Arc<Node>,
     metrics: Arc<Metrics>,
     settings: Arc<Settings>,
-    /// One for each source, so that a noisy one does not hide what is wrong with another.
-    rejections: [Burst; EventSource::COUNT],
+    rejections: Bursts<EventSource>,
 }
 
 impl Ingest {
     pub(crate) fn new(node: Arc<Node>, metrics: Arc<Metrics>, settings: Arc<Settings>) -> Self {
-        Self { node, metrics, settings, rejections: Default::default() }
+        Self { node, metrics, settings, rejections: Bursts::default() }
     }
 
     /// Reads and checks one event. What is refused is counted, and said once per burst with its reason.
@@ -39,7 +38,7 @@ impl Ingest {
             if source == EventSource::RedisChannel && invalid.reason == Reason::ReservedType {
                 return;
             }
-            if let Some(unsaid) = self.rejections[source as usize].occur() {
+            if let Some(unsaid) = self.rejections.occur(source) {
                 // Debug formatting escapes what a publisher could use to forge lines of the log.
                 let reason = invalid.to_string();
                 tracing::warn!(source = source.as_str(), ?reason, more_since_last = unsaid, "event refused");

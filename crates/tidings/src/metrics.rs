@@ -41,9 +41,6 @@ pub(crate) enum EventSource {
 }
 
 impl EventSource {
-    /// How many sources there are.
-    pub(crate) const COUNT: usize = 3;
-
     /// The source as a metric's label and in logs.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -189,7 +186,7 @@ impl Metrics {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.connections.set(gauge(counts.connections));
         self.subscriptions.set(gauge(counts.subscriptions));
-        self.waiting_bytes.set(gauge(counts.waiting_bytes));
+        self.waiting_bytes.set(gauge(node.waiting_bytes()));
         self.streams.set(gauge(node.engine().stream_count()));
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string cannot fail");

@@ -26,12 +26,18 @@ async fn connected(service: &Service) {
     until("listening to Redis", || async { service.health().await["redis_connected"] == true }).await;
 }
 
-#[tokio::test]
-async fn what_any_code_publishes_reaches_subscribers_in_order() {
+/// A Redis, a service that listens to it, and a client that follows project `p`.
+async fn listening() -> (Redis, Service, Client) {
     let redis = Redis::started().await;
     let service = service(&redis);
     connected(&service).await;
-    let mut client = Client::subscribed(&service, "p").await;
+    let client = Client::subscribed(&service, "p").await;
+    (redis, service, client)
+}
+
+#[tokio::test]
+async fn what_any_code_publishes_reaches_subscribers_in_order() {
+    let (redis, service, mut client) = listening().await;
     let mut other = Client::subscribed(&service, "q").await;
     for current in 1..=50 {
         let message = json!({"type": "task.progress", "timestamp": "2026-11-23T01:56:28.960767", "task_id": "t",
@@ -48,10 +54,7 @@ async fn what_any_code_publishes_reaches_subscribers_in_order() {
 
 #[tokio::test]
 async fn rubbish_on_the_channel_is_counted_and_disturbs_nothing() {
-    let redis = Redis::started().await;
-    let service = service(&redis);
-    connected(&service).await;
-    let mut client = Client::subscribed(&service, "p").await;
+    let (redis, service, mut client) = listening().await;
     for rubbish in [
         &b"not json"[..],
         b"\xff\xfe",
@@ -72,10 +75,7 @@ async fn rubbish_on_the_channel_is_counted_and_disturbs_nothing() {
 
 #[tokio::test]
 async fn what_is_published_while_redis_is_busy_still_comes() {
-    let redis = Redis::started().await;
-    let service = service(&redis);
-    connected(&service).await;
-    let mut client = Client::subscribed(&service, "p").await;
+    let (redis, service, mut client) = listening().await;
     redis.pause();
     until("the silence being noticed", || async { service.health().await["redis_connected"] == false }).await;
     let publishing = redis.publish_in_background(br#"{"type":"a.b","project_id":"p"}"#);
