@@ -2,19 +2,27 @@
 
 pub mod embedded;
 mod history;
+mod saved_connections;
 mod state;
+mod streams;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tidings_protocol::{
-    Event, EventId, EventType, Offset, Position, StateSnapshot, StreamId, Timestamp, TypeFilter,
+    Class, Event, EventId, EventType, Offset, Position, StateSnapshot, StreamId, Timestamp, TypeFilter,
+};
+
+use crate::{
+    saved::{ClientId, ResumeToken, SavedConnection},
+    shard::ConnectionKey,
+    wire::{Deflater, Frame, HEADER_BYTES_MAX, Header},
 };
 
 pub use history::HistoryLimits;
 
-/// An event in its stream.
+/// An event in its stream, as the bytes that its subscribers' sockets get.
 #[derive(Debug)]
 pub struct Record {
     /// Its number in the stream, from 1.
@@ -27,8 +35,63 @@ pub struct Record {
     pub id: Option<EventId>,
     /// When the engine took it.
     pub appended_at: Timestamp,
+    /// A WebSocket frame: header and JSON in one piece of memory.
+    frame: Bytes,
+    json_start: usize,
+    /// The same as a compressed frame, made when the first subscriber wants it; `None`: compressing saves nothing.
+    compressed: OnceLock<Option<Bytes>>,
+}
+
+impl Record {
+    /// Frames an event at its place in the stream.
+    pub fn new(event: &Event, offset: Offset, appended_at: Timestamp) -> Self {
+        let mut frame = vec![0; HEADER_BYTES_MAX];
+        event.encode_into(offset, &mut frame);
+        let header = Header::new(Frame::Text, frame.len() - HEADER_BYTES_MAX);
+        let start = HEADER_BYTES_MAX - header.as_bytes().len();
+        frame[start..HEADER_BYTES_MAX].copy_from_slice(header.as_bytes());
+        Self {
+            offset,
+            event_type: event.event_type().clone(),
+            latest_key: match event.class() {
+                Class::Durable => None,
+                Class::Latest { key } => Some(Arc::clone(key)),
+            },
+            id: event.id().cloned(),
+            appended_at,
+            frame: Bytes::from(frame).slice(start..),
+            json_start: header.as_bytes().len(),
+            compressed: OnceLock::new(),
+        }
+    }
+
+    /// Whether it is never dropped or merged.
+    pub fn is_durable(&self) -> bool {
+        self.latest_key.is_none()
+    }
+
     /// The JSON that subscribers get.
-    pub json: Bytes,
+    pub fn json(&self) -> &[u8] {
+        &self.frame[self.json_start..]
+    }
+
+    /// The JSON, sharing its memory.
+    pub fn json_bytes(&self) -> Bytes {
+        self.frame.slice(self.json_start..)
+    }
+
+    /// The JSON as a text frame.
+    pub fn frame(&self) -> &Bytes {
+        &self.frame
+    }
+
+    /// The JSON as a compressed text frame, compressed at most once whoever asks; where that saves nothing, as it is.
+    pub fn compressed_frame(&self, deflater: &mut Deflater) -> &Bytes {
+        let compressed = self.compressed.get_or_init(|| {
+            deflater.compress(self.json()).map(|payload| Frame::CompressedText.encode(&payload))
+        });
+        compressed.as_ref().unwrap_or(&self.frame)
+    }
 }
 
 /// Where an event went.
@@ -58,15 +121,28 @@ pub enum CatchUp {
     State(StateSnapshot),
 }
 
+/// How much of the history to read at once.
+#[derive(Clone, Copy, Debug)]
+pub struct PageLimit {
+    /// Records.
+    pub records: usize,
+    /// Bytes of their JSON; the first record is read whatever its size.
+    pub bytes: usize,
+    /// Leave out every `latest` event that a newer one of its key stands for.
+    pub folded: bool,
+}
+
 /// A part of the kept history.
 #[derive(Debug)]
 pub struct HistoryPage {
     /// Where the stream stands now.
     pub position: Position,
-    /// `false`: something between `since` and the first of `records` is not kept any more.
+    /// `false`: something between `since` and the first of `records` is not kept any more, or `since` was never.
     pub complete: bool,
     /// Ascending.
     pub records: Vec<Arc<Record>>,
+    /// There is more behind the last of them.
+    pub more: bool,
 }
 
 /// Why the engine did not do what it was asked to.
@@ -101,6 +177,7 @@ pub trait Deliver: Send + Sync + 'static {
 ///   delivered. Whoever registers for delivery first, then joins, and then skips delivered records up to `position`,
 ///   misses nothing and sees nothing twice.
 /// - **Cancellation.** A call that is dropped has either happened as a whole or not at all for each stream.
+/// - **Saved connections** are handed over atomically: of two that come with the same token, one gets it.
 /// - **Full.** History is bounded by [`HistoryLimits`]; the oldest goes first. `append` never waits for subscribers.
 #[async_trait]
 pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
@@ -115,16 +192,34 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         types: &TypeFilter,
     ) -> Result<Joined, EngineError>;
 
-    /// Reads at most `limit` records of the kept history, ascending from behind `since`.
+    /// Reads a part of the kept history, ascending from behind `since`.
     async fn history(
         &self,
         stream: &StreamId,
         since: Option<&Position>,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<HistoryPage, EngineError>;
 
     /// Where the stream stands.
     async fn position(&self, stream: &StreamId) -> Result<Position, EngineError>;
+
+    /// Saves a connection that lives, or what has changed of it.
+    async fn save(&self, connection: SavedConnection) -> Result<(), EngineError>;
+
+    /// Notes that a connection was lost: from now on its time runs. Nothing happens if `owner` does not own it any more.
+    async fn release(&self, client: ClientId, owner: ConnectionKey) -> Result<(), EngineError>;
+
+    /// Forgets a connection that closed cleanly. Nothing happens if `owner` does not own it any more.
+    async fn forget(&self, client: ClientId, owner: ConnectionKey) -> Result<(), EngineError>;
+
+    /// Hands the connection that `token` stands for to `successor`: the token dies, the successor's own stands for the
+    /// former connection from now on, and the successor's own name is forgotten. Returns the former connection as it was;
+    /// `None`: the token is not good any more, and nothing has changed.
+    async fn take_over(
+        &self,
+        token: &ResumeToken,
+        successor: SavedConnection,
+    ) -> Result<Option<SavedConnection>, EngineError>;
 
     /// How many streams are kept here; for metrics.
     fn stream_count(&self) -> usize;

@@ -1,219 +1,265 @@
-//! The hub: which connection follows which stream, and the way of a record to those that follow it.
-//!
-//! Knows connections and streams; knows no socket, no engine and no message of a client. A record costs one lock and one
-//! push per subscriber, whatever the state of the subscriber's socket.
+//! The hub of a node: which shard follows which stream, and the way of records to those that do. Knows no connection.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
 };
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use tidings_protocol::{CloseCode, Offset, Position, ServerMessage, StreamId, Timestamp, TypeFilter};
+use tidings_protocol::{CloseCode, Position, StreamId};
+use tokio::sync::Notify;
 
 use crate::{
+    driver::Arrival,
     engine::{Deliver, Record},
-    outbox::Outbox,
+    shard::ConnectionKey,
 };
 
-/// Names a connection within its node; never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionKey(u64);
+/// Shards that one node may have: one bit each says whether it follows a stream.
+pub const SHARDS_MAX: usize = 64;
 
-/// The connections of a node and what they follow.
-#[derive(Debug, Default)]
+/// The shards of a node.
+#[derive(Debug)]
 pub struct Hub {
-    registry: Mutex<Registry>,
+    mailboxes: Vec<Arc<Mailbox>>,
+    /// A bit for each shard that follows the stream.
+    followers: Mutex<HashMap<StreamId, u64>>,
+    stats: Vec<Arc<ShardStats>>,
 }
 
+/// What waits for a shard. It takes all of it each time that it turns to it, between two quanta of its work; nobody ever
+/// waits to put something in.
 #[derive(Debug, Default)]
-struct Registry {
-    next_key: u64,
-    connections: HashMap<ConnectionKey, Connected>,
-    streams: HashMap<StreamId, HashMap<ConnectionKey, Subscriber>>,
-    subscriptions: usize,
+pub(crate) struct Mailbox {
+    letters: Mutex<Vec<Letter>>,
+    arrived: Notify,
 }
 
+/// Something for a shard.
 #[derive(Debug)]
-struct Connected {
-    outbox: Arc<Outbox>,
-    /// The streams that this connection follows, each with the offset that its last heartbeat told.
-    told: BTreeMap<StreamId, Offset>,
+pub(crate) enum Letter {
+    Records {
+        stream: StreamId,
+        position: Position,
+        records: Vec<Arc<Record>>,
+    },
+    Arrival(Box<Arrival>),
+    /// A socket that is no file of the system's can be written or read again.
+    Stirred(ConnectionKey),
+    Close(ConnectionKey, CloseCode),
+    /// Close everybody, each after what waits for it, and whoever comes later as well; then end.
+    CloseAll(CloseCode),
+    /// Drop everybody and end.
+    DropAll,
 }
 
-#[derive(Debug)]
-struct Subscriber {
-    outbox: Arc<Outbox>,
-    types: TypeFilter,
-    progress: Progress,
+impl Mailbox {
+    pub(crate) fn put(&self, letter: Letter) {
+        self.letters.lock().push(letter);
+        self.arrived.notify_one();
+    }
+
+    pub(crate) fn take(&self) -> Vec<Letter> {
+        std::mem::take(&mut *self.letters.lock())
+    }
+
+    /// Waits until something was put in since this was last awaited.
+    pub(crate) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
 }
 
-#[derive(Debug)]
-enum Progress {
-    /// Not confirmed yet: what is delivered meanwhile is held, to go out behind the confirmation.
-    Joining { held: Vec<Arc<Record>> },
-    /// Live from here on: everything up to the offset is in the outbox or was not for it.
-    Live { offset: Offset },
+impl Hub {
+    /// A hub of `shards` shards, at most [`SHARDS_MAX`].
+    pub(crate) fn new(shards: usize) -> Self {
+        assert!((1..=SHARDS_MAX).contains(&shards), "a node has 1 to {SHARDS_MAX} shards");
+        let each = || std::iter::repeat_with(Arc::default).take(shards);
+        Self {
+            mailboxes: each().collect(),
+            followers: Mutex::default(),
+            stats: std::iter::repeat_with(Arc::default).take(shards).collect(),
+        }
+    }
+
+    pub(crate) fn mailbox(&self, shard: u16) -> &Arc<Mailbox> {
+        &self.mailboxes[usize::from(shard)]
+    }
+
+    pub(crate) fn stats_of(&self, shard: u16) -> &Arc<ShardStats> {
+        &self.stats[usize::from(shard)]
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> u16 {
+        u16::try_from(self.mailboxes.len()).expect("at most SHARDS_MAX")
+    }
+
+    /// Lets records of the stream go to the shard from now on.
+    pub(crate) fn follow(&self, shard: u16, stream: StreamId) {
+        *self.followers.lock().entry(stream).or_default() |= 1 << shard;
+    }
+
+    pub(crate) fn unfollow(&self, shard: u16, stream: &StreamId) {
+        let mut followers = self.followers.lock();
+        if let Some(shards) = followers.get_mut(stream) {
+            *shards &= !(1 << shard);
+            if *shards == 0 {
+                followers.remove(stream);
+            }
+        }
+    }
+
+    /// Whether any connection follows the stream.
+    pub fn is_followed(&self, stream: &StreamId) -> bool {
+        self.followers.lock().contains_key(stream)
+    }
+
+    /// Closes a connection at once.
+    pub fn close(&self, key: ConnectionKey, code: CloseCode) {
+        if let Some(mailbox) = self.mailboxes.get(usize::from(key.shard)) {
+            mailbox.put(Letter::Close(key, code));
+        }
+    }
+
+    /// Closes every connection with `code`, each after what waits for it, and ends the shards when all have left.
+    pub fn close_all(&self, code: CloseCode) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.put(Letter::CloseAll(code)));
+    }
+
+    /// Drops every connection where it stands, and ends the shards.
+    pub fn drop_all(&self) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.put(Letter::DropAll));
+    }
+
+    /// What has been counted so far, over all shards.
+    pub fn counts(&self) -> HubCounts {
+        let mut counts = HubCounts::default();
+        self.stats.iter().for_each(|stats| stats.add_to(&mut counts));
+        counts
+    }
 }
 
-/// How many there are, for health and metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+impl Deliver for Hub {
+    fn deliver(&self, stream: &StreamId, position: &Position, records: &[Arc<Record>]) {
+        let mut shards = self.followers.lock().get(stream).copied().unwrap_or(0);
+        while shards != 0 {
+            let shard = shards.trailing_zeros();
+            shards &= shards - 1;
+            self.mailboxes[shard as usize].put(Letter::Records {
+                stream: stream.clone(),
+                position: position.clone(),
+                records: records.to_vec(),
+            });
+        }
+    }
+}
+
+/// What a node's connections came to; for health and metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HubCounts {
     /// Open connections.
     pub connections: usize,
     /// Subscriptions to projects, over all connections.
     pub subscriptions: usize,
+    /// Connections opened so far.
+    pub opened: u64,
+    /// Connections that took a former one over.
+    pub resumed: u64,
+    /// Connections ended so far, by close code; 1006: without one.
+    pub closed: BTreeMap<u16, u64>,
+    /// Messages written.
+    pub messages: u64,
+    /// Bytes written, frame headers included.
+    pub bytes: u64,
+    /// Writes to sockets: many messages share one.
+    pub writes: u64,
+    /// Messages read from clients.
+    pub client_messages: u64,
+    /// How often a subscription fell behind.
+    pub fell_behind: u64,
+    /// Framed bytes that are kept for blocked clients and those that are being written.
+    pub tail_bytes: usize,
 }
 
-impl Hub {
-    /// Registers a connection whose messages wait in `outbox`.
-    pub(crate) fn connect(&self, outbox: &Arc<Outbox>) -> ConnectionKey {
-        let mut registry = self.registry.lock();
-        registry.next_key += 1;
-        let key = ConnectionKey(registry.next_key);
-        registry.connections.insert(key, Connected { outbox: Arc::clone(outbox), told: BTreeMap::new() });
-        key
+/// What one shard counts.
+#[derive(Debug, Default)]
+pub struct ShardStats {
+    connections: AtomicUsize,
+    subscriptions: AtomicUsize,
+    opened: AtomicU64,
+    resumed: AtomicU64,
+    closed: Mutex<BTreeMap<u16, u64>>,
+    messages: AtomicU64,
+    bytes: AtomicU64,
+    writes: AtomicU64,
+    client_messages: AtomicU64,
+    fell_behind: AtomicU64,
+    tail_bytes: AtomicUsize,
+}
+
+impl ShardStats {
+    pub(crate) fn opened(&self) {
+        self.connections.fetch_add(1, Relaxed);
+        self.opened.fetch_add(1, Relaxed);
     }
 
-    /// Forgets a connection and all that it follows.
-    pub(crate) fn disconnect(&self, key: ConnectionKey) {
-        let mut registry = self.registry.lock();
-        let Some(connected) = registry.connections.remove(&key) else { return };
-        for stream in connected.told.keys() {
-            registry.remove_subscriber(stream, key);
-        }
-    }
-
-    /// Starts a subscription: from now on nothing of the stream is missed. A former one to the same stream ends here.
-    /// Nothing goes out before [`Hub::confirm`].
-    pub(crate) fn join(&self, key: ConnectionKey, stream: &StreamId, types: TypeFilter) {
-        let mut registry = self.registry.lock();
-        let Some(connected) = registry.connections.get_mut(&key) else { return };
-        connected.told.insert(stream.clone(), 0);
-        let subscriber = Subscriber {
-            outbox: Arc::clone(&connected.outbox),
-            types,
-            progress: Progress::Joining { held: Vec::new() },
+    pub(crate) fn closed(&self, code: Option<u16>) {
+        // What a peer invents beyond the registered ranges is one code, not thousands.
+        let known = |code: &u16| {
+            matches!(code, 1000..=1015) || tidings_protocol::CLOSE_CODES.iter().any(|c| c.number() == *code)
         };
-        let former = registry.streams.entry(stream.clone()).or_default().insert(key, subscriber);
-        if former.is_none() && *stream != StreamId::Announcements {
-            registry.subscriptions += 1;
+        *self.closed.lock().entry(code.filter(known).unwrap_or(1006)).or_default() += 1;
+        self.connections.fetch_sub(1, Relaxed);
+    }
+
+    pub(crate) fn resumed(&self) {
+        self.resumed.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn subscribed(&self) {
+        self.subscriptions.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn unsubscribed(&self) {
+        self.subscriptions.fetch_sub(1, Relaxed);
+    }
+
+    pub(crate) fn written(&self, messages: usize, bytes: usize) {
+        // Only the shard itself writes these: a plain load and store, and no locked instruction for each write.
+        let add = |counter: &AtomicU64, more: u64| counter.store(counter.load(Relaxed) + more, Relaxed);
+        add(&self.messages, messages as u64);
+        add(&self.bytes, bytes as u64);
+        add(&self.writes, 1);
+    }
+
+    pub(crate) fn client_message(&self) {
+        self.client_messages.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn fell_behind(&self) {
+        self.fell_behind.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn tail_bytes(&self, bytes: usize) {
+        self.tail_bytes.store(bytes, Relaxed);
+    }
+
+    fn add_to(&self, counts: &mut HubCounts) {
+        counts.connections += self.connections.load(Relaxed);
+        counts.subscriptions += self.subscriptions.load(Relaxed);
+        counts.opened += self.opened.load(Relaxed);
+        counts.resumed += self.resumed.load(Relaxed);
+        for (code, ended) in &*self.closed.lock() {
+            *counts.closed.entry(*code).or_default() += ended;
         }
-    }
-
-    /// Lets a subscription that [`Hub::join`] started go live behind `position`: first `opening` goes out (the
-    /// confirmation of `confirmed`, and what was missed since then), then what was held meanwhile and lies behind
-    /// `position`.
-    pub(crate) fn confirm(
-        &self,
-        key: ConnectionKey,
-        stream: &StreamId,
-        confirmed: Offset,
-        position: &Position,
-        opening: impl Iterator<Item = Bytes>,
-    ) {
-        let mut registry = self.registry.lock();
-        let registry = &mut *registry;
-        let Some(subscriber) =
-            registry.streams.get_mut(stream).and_then(|subscribers| subscribers.get_mut(&key))
-        else {
-            return;
-        };
-        subscriber.outbox.push_replay(opening);
-        let live = Progress::Live { offset: position.offset };
-        if let Progress::Joining { held } = std::mem::replace(&mut subscriber.progress, live) {
-            subscriber.take(&held);
-        }
-        if let Some(connected) = registry.connections.get_mut(&key) {
-            connected.told.insert(stream.clone(), confirmed);
-        }
-    }
-
-    /// Ends a subscription; `false` if there was none.
-    pub(crate) fn leave(&self, key: ConnectionKey, stream: &StreamId) -> bool {
-        let mut registry = self.registry.lock();
-        let followed = registry.connections.get_mut(&key).is_some_and(|c| c.told.remove(stream).is_some());
-        followed && registry.remove_subscriber(stream, key)
-    }
-
-    /// Sends a heartbeat: it tells for each stream that moved since the last one up to where this connection is.
-    pub(crate) fn heartbeat(&self, key: ConnectionKey, timestamp: Timestamp) {
-        let mut registry = self.registry.lock();
-        let Registry { connections, streams, .. } = &mut *registry;
-        let Some(connected) = connections.get_mut(&key) else { return };
-        let mut positions = BTreeMap::new();
-        for (stream, told) in &mut connected.told {
-            let subscriber = streams.get(stream).and_then(|subscribers| subscribers.get(&key));
-            if let Some(&Subscriber { progress: Progress::Live { offset }, .. }) = subscriber
-                && offset > *told
-            {
-                positions.insert(stream.to_string(), offset);
-                *told = offset;
-            }
-        }
-        connected.outbox.push(ServerMessage::SystemHeartbeat { timestamp, positions }.encode().into());
-    }
-
-    /// Whether any connection follows the stream.
-    pub(crate) fn is_followed(&self, stream: &StreamId) -> bool {
-        self.registry.lock().streams.contains_key(stream)
-    }
-
-    /// Closes every connection with `code`, each after what waits for it.
-    pub fn close_all(&self, code: CloseCode) {
-        for connected in self.registry.lock().connections.values() {
-            connected.outbox.close(code);
-        }
-    }
-
-    /// How many connections and subscriptions there are now.
-    pub fn counts(&self) -> HubCounts {
-        let registry = self.registry.lock();
-        HubCounts { connections: registry.connections.len(), subscriptions: registry.subscriptions }
-    }
-
-    /// Live bytes that wait in all outboxes. Looks into each, so it is for metrics and not for a health check.
-    pub fn waiting_bytes(&self) -> usize {
-        self.registry.lock().connections.values().map(|connected| connected.outbox.waiting_bytes()).sum()
-    }
-}
-
-impl Registry {
-    fn remove_subscriber(&mut self, stream: &StreamId, key: ConnectionKey) -> bool {
-        let Some(subscribers) = self.streams.get_mut(stream) else { return false };
-        let removed = subscribers.remove(&key).is_some();
-        if subscribers.is_empty() {
-            self.streams.remove(stream);
-        }
-        if removed && *stream != StreamId::Announcements {
-            self.subscriptions -= 1;
-        }
-        removed
-    }
-}
-
-impl Subscriber {
-    fn take(&mut self, records: &[Arc<Record>]) {
-        match &mut self.progress {
-            Progress::Joining { held } => held.extend(records.iter().cloned()),
-            Progress::Live { offset } => {
-                for record in records.iter().filter(|record| record.offset > *offset) {
-                    if self.types.matches(&record.event_type) {
-                        self.outbox.push(record.json.clone());
-                    }
-                }
-                *offset = records.last().map_or(*offset, |record| record.offset.max(*offset));
-            }
-        }
-    }
-}
-
-impl Deliver for Hub {
-    fn deliver(&self, stream: &StreamId, _position: &Position, records: &[Arc<Record>]) {
-        let mut registry = self.registry.lock();
-        for subscriber in registry.streams.get_mut(stream).into_iter().flat_map(HashMap::values_mut) {
-            subscriber.take(records);
-        }
+        counts.messages += self.messages.load(Relaxed);
+        counts.bytes += self.bytes.load(Relaxed);
+        counts.writes += self.writes.load(Relaxed);
+        counts.client_messages += self.client_messages.load(Relaxed);
+        counts.fell_behind += self.fell_behind.load(Relaxed);
+        counts.tail_bytes += self.tail_bytes.load(Relaxed);
     }
 }

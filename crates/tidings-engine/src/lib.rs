@@ -1,13 +1,16 @@
-//! Streams, engines, hub, sessions: how an event gets from its publisher to every connection that follows its project.
+//! Streams, engines, shards, sessions: how an event gets from its publisher to every connection that follows its project.
 //!
 //! Knows no HTTP, no configuration file and no command line. [`Node`] puts the parts together; nothing here imports it.
 
-pub mod connection;
+pub mod driver;
 pub mod engine;
+pub mod event_stream;
 pub mod hub;
 mod node;
-pub mod outbox;
 mod random;
+pub mod saved;
 mod session;
+pub mod shard;
+pub mod wire;
 
 pub use node::{Node, NodeOptions};

@@ -1,20 +1,22 @@
-//! One running tidings without its edge: an engine, a hub, and the ways into them. Nothing in this crate imports it.
+//! One running tidings without its edge: an engine, a hub with its shards, and the ways into them. Nothing in this crate
+//! imports it.
 
 use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
 
-use tidings_protocol::{CloseCode, Event};
+use tidings_protocol::{CloseCode, Event, StreamId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    connection::{Connection, Greeting},
+    driver::{Driver, ShardHandle},
     engine::{
         Appended, Deliver, Engine, EngineError, HistoryLimits,
         embedded::{EmbeddedEngine, system_clock},
     },
     hub::{Hub, HubCounts},
+    shard::ShardOptions,
 };
 
 /// How often old history is forgotten.
@@ -23,26 +25,37 @@ const FORGET_INTERVAL: Duration = Duration::from_mins(1);
 /// What a node needs to know.
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
+    /// How many shards share the connections; one per core is best.
+    pub shards: usize,
     /// What connections are told and allowed.
-    pub greeting: Greeting,
+    pub shard: ShardOptions,
     /// How much history a stream keeps.
     pub history: HistoryLimits,
+    /// How long a lost connection can be resumed.
+    pub connection_timeout: Duration,
 }
 
-/// A node: publishes events and opens connections.
+/// A node: publishes events and takes connections.
 #[derive(Debug)]
 pub struct Node {
-    greeting: Greeting,
+    name: Arc<str>,
     hub: Arc<Hub>,
     engine: Arc<dyn Engine>,
 }
 
 impl Node {
-    /// A node with the embedded engine. Its upkeep runs on `tasks` until `shutdown`.
-    pub fn embedded(options: NodeOptions, tasks: &TaskTracker, shutdown: CancellationToken) -> Self {
-        let hub = Arc::new(Hub::default());
+    /// A node with the embedded engine, and the drivers of its shards, each of which somebody must run. Its upkeep runs on
+    /// `tasks` until `shutdown`.
+    pub async fn embedded(
+        options: NodeOptions,
+        tasks: &TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Result<(Self, Vec<Driver>), EngineError> {
+        let hub = Arc::new(Hub::new(options.shards));
         let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&hub) as Arc<dyn Deliver>));
-        let engine = Arc::new(EmbeddedEngine::new(options.history, system_clock(), deliver));
+        let engine =
+            EmbeddedEngine::new(options.history, options.connection_timeout, system_clock(), deliver);
+        let engine = Arc::new(engine);
         let (upkeep, followed) = (Arc::clone(&engine), Arc::clone(&hub));
         tasks.spawn(async move {
             let mut interval = tokio::time::interval(FORGET_INTERVAL);
@@ -50,7 +63,15 @@ impl Node {
                 upkeep.forget_old(|stream| followed.is_followed(stream));
             }
         });
-        Self { greeting: options.greeting, hub, engine }
+        let mut drivers = Vec::with_capacity(options.shards);
+        for number in 0..hub.shards() {
+            // Followed first: what is appended from here on reaches the shard or is before the position.
+            hub.follow(number, StreamId::Announcements);
+            let announcements = engine.position(&StreamId::Announcements).await?;
+            let engine = Arc::clone(&engine) as Arc<dyn Engine>;
+            drivers.push(Driver::new(number, Arc::clone(&hub), engine, options.shard.clone(), announcements));
+        }
+        Ok((Self { name: options.shard.node, hub, engine }, drivers))
     }
 
     /// Appends events to their streams, from where they reach every subscriber. Returns their places.
@@ -58,10 +79,14 @@ impl Node {
         self.engine.append(events).await
     }
 
-    /// Opens a connection.
-    pub async fn connect(&self) -> Result<Connection, EngineError> {
-        let now = jiff::Timestamp::now().into();
-        Connection::open(Arc::clone(&self.hub), Arc::clone(&self.engine), &self.greeting, now).await
+    /// The way into one of the shards.
+    pub fn shard(&self, number: u16) -> ShardHandle {
+        ShardHandle::new(Arc::clone(&self.hub), number % self.hub.shards())
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> u16 {
+        self.hub.shards()
     }
 
     /// The engine, to read history from.
@@ -71,21 +96,21 @@ impl Node {
 
     /// The node's name.
     pub fn name(&self) -> &str {
-        &self.greeting.node
+        &self.name
     }
 
-    /// How many connections and subscriptions there are now.
+    /// What the connections came to so far.
     pub fn counts(&self) -> HubCounts {
         self.hub.counts()
     }
 
-    /// Live bytes that wait for clients, over all connections.
-    pub fn waiting_bytes(&self) -> usize {
-        self.hub.waiting_bytes()
-    }
-
-    /// Closes every connection with `code`, each after what waits for it.
+    /// Closes every connection with `code`, each after what waits for it; the shards end when the last has left.
     pub fn close_all(&self, code: CloseCode) {
         self.hub.close_all(code);
+    }
+
+    /// Drops every connection where it stands; the shards end.
+    pub fn drop_all(&self) {
+        self.hub.drop_all();
     }
 }

@@ -1,19 +1,21 @@
-//! What one client may do next: pure. A message and the time go in, an action comes out; no socket, no await.
-
-use std::collections::HashSet;
+//! What one client may do next: pure. A message and what is known of its sender go in, an action comes out; no socket, no
+//! await, no memory.
 
 use tidings_protocol::{
     ClientMessage, ErrorCode, MessageId, Position, RefusedMessage, ServerMessage, StreamId, Timestamp,
     TypeFilter,
 };
 
-/// The rules of one connection: what it follows and how much it may.
-#[derive(Debug)]
-pub(crate) struct Session {
-    subscriptions_max: usize,
-    subscriptions: HashSet<StreamId>,
-    /// Whether a message came already: `resume` must be the first.
-    started: bool,
+/// What is known of the connection that a message came from.
+pub(crate) struct Sender<'a> {
+    /// Whether this is its first message: only that may be `resume`.
+    pub(crate) is_first: bool,
+    /// Subscriptions that it has or asked for.
+    pub(crate) subscriptions: usize,
+    /// How many it may have.
+    pub(crate) subscriptions_max: usize,
+    /// Whether it has, or asked for, a subscription to this stream.
+    pub(crate) follows: &'a dyn Fn(&StreamId) -> bool,
 }
 
 /// What a message leads to.
@@ -27,6 +29,8 @@ pub(crate) enum Action {
     Subscribe { stream: StreamId, types: TypeFilter, since: Option<Position>, id: Option<MessageId> },
     /// Stop following a project, then say so.
     Unsubscribe { stream: StreamId, id: Option<MessageId> },
+    /// Take over the connection that the token stands for, if it is one.
+    Resume { token: String, positions: Vec<(StreamId, Position)>, id: Option<MessageId> },
 }
 
 /// A message that answers at once.
@@ -45,80 +49,63 @@ impl Reply {
     }
 }
 
-impl Session {
-    pub(crate) fn new(subscriptions_max: usize) -> Self {
-        Self { subscriptions_max, subscriptions: HashSet::new(), started: false }
-    }
-
-    /// Decides what a client's message leads to.
-    pub(crate) fn receive(&mut self, text: &str) -> Action {
-        let first = !std::mem::replace(&mut self.started, true);
-        match ClientMessage::parse(text) {
-            Err(refused) => Action::Reply(Box::new(Reply::Refused(*refused))),
-            Ok((message, id)) => self.decide(message, id, first),
-        }
-    }
-
-    fn decide(&mut self, message: ClientMessage, id: Option<MessageId>, first: bool) -> Action {
-        match message {
-            ClientMessage::Ping => Action::Reply(Box::new(Reply::Pong(id))),
-            ClientMessage::Visibility { .. } => Action::None,
-            ClientMessage::Subscribe { stream, types, since } => self.subscribe(stream, types, since, id),
-            ClientMessage::Unsubscribe { stream } => {
-                if self.subscriptions.remove(&stream) {
-                    return Action::Unsubscribe { stream, id };
-                }
-                refuse(
-                    ErrorCode::NotSubscribed,
-                    format!("no subscription to project {stream}"),
-                    None,
-                    id,
-                    Some(&stream),
-                )
+/// Decides what a client's message leads to.
+pub(crate) fn decide(text: &str, sender: &Sender<'_>) -> Action {
+    let (message, id) = match ClientMessage::parse(text) {
+        Ok(read) => read,
+        Err(refused) => return Action::Reply(Box::new(Reply::Refused(*refused))),
+    };
+    match message {
+        ClientMessage::Ping => Action::Reply(Box::new(Reply::Pong(id))),
+        ClientMessage::Visibility { .. } => Action::None,
+        ClientMessage::Subscribe { stream, types, since } => subscribe(stream, types, since, id, sender),
+        ClientMessage::Unsubscribe { stream } => {
+            if stream != StreamId::Announcements && (sender.follows)(&stream) {
+                return Action::Unsubscribe { stream, id };
             }
-            ClientMessage::Resume { .. } if !first => refuse(
-                ErrorCode::InvalidMessage,
-                "`resume` is possible as the first message only".to_owned(),
-                Some("connect again and send it first, or subscribe with `since`"),
-                id,
-                None,
-            ),
-            // Connections are not saved by this version, so every token is one that is not good any more.
-            ClientMessage::Resume { .. } => refuse(
-                ErrorCode::ResumeExpired,
-                "the former connection cannot be resumed".to_owned(),
-                Some("subscribe with `since` on this connection; nothing is lost"),
-                id,
-                None,
-            ),
+            let message = format!("no subscription to project {stream}");
+            refuse(ErrorCode::NotSubscribed, message, None, id, Some(&stream))
         }
+        ClientMessage::Resume { .. } if !sender.is_first => refuse(
+            ErrorCode::InvalidMessage,
+            "`resume` is possible as the first message only".to_owned(),
+            Some("connect again and send it first, or subscribe with `since`"),
+            id,
+            None,
+        ),
+        ClientMessage::Resume { token, positions } => Action::Resume { token, positions, id },
     }
+}
 
-    fn subscribe(
-        &mut self,
-        stream: StreamId,
-        types: TypeFilter,
-        since: Option<Position>,
-        id: Option<MessageId>,
-    ) -> Action {
-        // The announcements are followed by every connection and do not count.
-        let counts = stream != StreamId::Announcements;
-        if counts
-            && self.subscriptions.len() >= self.subscriptions_max
-            && !self.subscriptions.contains(&stream)
-        {
-            let message = format!(
-                "this connection has {} subscriptions, and no more are allowed",
-                self.subscriptions_max
-            );
-            let hint = "unsubscribe from projects that no longer show, or open another connection";
-            return refuse(ErrorCode::TooManySubscriptions, message, Some(hint), id, Some(&stream));
-        }
-        if counts {
-            self.subscriptions.insert(stream.clone());
-        }
-        Action::Subscribe { stream, types, since, id }
+/// The answer to a token that is not good, or not any more.
+pub(crate) fn resume_expired(id: Option<MessageId>) -> Reply {
+    Reply::Refused(RefusedMessage {
+        code: ErrorCode::ResumeExpired,
+        message: "the former connection cannot be resumed".to_owned(),
+        hint: Some("subscribe with `since` on this connection; nothing is lost".to_owned()),
+        id,
+        project_id: None,
+    })
+}
+
+fn subscribe(
+    stream: StreamId,
+    types: TypeFilter,
+    since: Option<Position>,
+    id: Option<MessageId>,
+    sender: &Sender<'_>,
+) -> Action {
+    // The announcements are followed by every connection and do not count.
+    let counts = stream != StreamId::Announcements;
+    if counts && sender.subscriptions >= sender.subscriptions_max && !(sender.follows)(&stream) {
+        let message = format!(
+            "this connection has {} subscriptions, and no more are allowed",
+            sender.subscriptions_max
+        );
+        let hint = "unsubscribe from projects that no longer show, or open another connection";
+        return refuse(ErrorCode::TooManySubscriptions, message, Some(hint), id, Some(&stream));
     }
+    Action::Subscribe { stream, types, since, id }
 }
 
 fn refuse(
@@ -137,9 +124,15 @@ fn refuse(
 mod tests {
     use super::*;
 
+    /// A connection that sent something before and follows `a` and `b`, which is all it may.
+    fn decided(text: &str) -> Action {
+        let follows = |stream: &StreamId| matches!(stream.as_str(), "a" | "b");
+        decide(text, &Sender { is_first: false, subscriptions: 2, subscriptions_max: 2, follows: &follows })
+    }
+
     #[track_caller]
-    fn check_refused(session: &mut Session, text: &str, code: ErrorCode, words: &str) {
-        let Action::Reply(reply) = session.receive(text) else { panic!("{text} was not answered") };
+    fn check_refused(text: &str, code: ErrorCode, words: &str) {
+        let Action::Reply(reply) = decided(text) else { panic!("{text} was not answered") };
         let Reply::Refused(refused) = *reply else { panic!("{text} was not refused") };
         assert_eq!(refused.code, code, "{text}");
         assert!(refused.message.contains(words), "{text}: {}", refused.message);
@@ -147,7 +140,6 @@ mod tests {
 
     #[test]
     fn bad_messages_are_answered_with_what_is_wrong() {
-        let session = &mut Session::new(2);
         for (text, code, words) in [
             ("hello", ErrorCode::InvalidJson, "expected value"),
             ("[]", ErrorCode::InvalidMessage, "object"),
@@ -171,38 +163,18 @@ mod tests {
             (r#"{"type":"unsubscribe","project_id":"p"}"#, ErrorCode::NotSubscribed, "project p"),
             (r#"{"type":"resume","token":"x"}"#, ErrorCode::InvalidMessage, "first message"),
         ] {
-            check_refused(session, text, code, words);
+            check_refused(text, code, words);
         }
-    }
-
-    #[test]
-    fn a_token_that_is_not_good_any_more_is_answered_as_the_first_message() {
-        let session = &mut Session::new(2);
-        check_refused(
-            session,
-            r#"{"type":"resume","token":"x"}"#,
-            ErrorCode::ResumeExpired,
-            "cannot be resumed",
-        );
     }
 
     #[test]
     fn subscriptions_are_limited_and_a_repeated_one_does_not_count() {
-        let session = &mut Session::new(2);
-        for project in ["a", "b", "a", "b"] {
+        for project in ["a", "b"] {
             let text = format!(r#"{{"type":"subscribe","project_id":"{project}"}}"#);
-            assert!(matches!(session.receive(&text), Action::Subscribe { .. }), "{project}");
+            assert!(matches!(decided(&text), Action::Subscribe { .. }), "{project}");
         }
-        check_refused(
-            session,
-            r#"{"type":"subscribe","project_id":"c"}"#,
-            ErrorCode::TooManySubscriptions,
-            "2",
-        );
-        session.receive(r#"{"type":"unsubscribe","project_id":"a"}"#);
-        assert!(matches!(
-            session.receive(r#"{"type":"subscribe","project_id":"c"}"#),
-            Action::Subscribe { .. }
-        ));
+        let third = r#"{"type":"subscribe","project_id":"c"}"#;
+        check_refused(third, ErrorCode::TooManySubscriptions, "2");
+        assert!(matches!(decided(r#"{"type":"unsubscribe","project_id":"a"}"#), Action::Unsubscribe { .. }));
     }
 }

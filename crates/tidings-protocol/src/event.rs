@@ -1,6 +1,6 @@
 //! An event: checked where it enters, its text kept as the publisher wrote it.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, fmt, io::Write as _, sync::Arc};
 
 use crate::{
     EventId, EventType, Offset, ProjectId, StreamId, Timestamp,
@@ -232,8 +232,20 @@ impl Event {
 
     /// The event as its subscribers get it, at its place in the stream.
     pub fn encode(&self, offset: Offset) -> String {
-        let stream = if self.stream() == StreamId::Announcements { ",\"stream\":\"*\"" } else { "" };
-        format!("{}{stream},\"offset\":{offset}}}", self.open_json)
+        let mut json = Vec::new();
+        self.encode_into(offset, &mut json);
+        String::from_utf8(json).expect("made of text")
+    }
+
+    /// Writes the event as its subscribers get it behind what `json` holds.
+    pub fn encode_into(&self, offset: Offset, json: &mut Vec<u8>) {
+        json.reserve_exact(self.open_json.len() + 48);
+        json.extend_from_slice(self.open_json.as_bytes());
+        if !matches!(self.audience, Audience::Project(_)) {
+            json.extend_from_slice(b",\"stream\":\"*\"");
+        }
+        // Writing to a `Vec` cannot fail.
+        let _ = write!(json, ",\"offset\":{offset}}}");
     }
 }
 

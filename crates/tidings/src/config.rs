@@ -6,10 +6,11 @@ mod table;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
+    num::NonZero,
     time::Duration,
 };
 
-use tidings_engine::engine::HistoryLimits;
+use tidings_engine::{engine::HistoryLimits, hub::SHARDS_MAX};
 use tidings_protocol::ProjectId;
 
 pub use layers::{Flags, Layers, Origin, SettingError, Value};
@@ -54,8 +55,20 @@ pub struct Settings {
     pub event_bytes_max: usize,
     /// Subscriptions per connection.
     pub subscriptions_max: usize,
-    /// Bytes of live messages that may wait for one client.
-    pub outbox_bytes_max: usize,
+    /// See [`ShardOptions::behind_age_ms`](tidings_engine::shard::ShardOptions::behind_age_ms).
+    pub behind_age_ms: u64,
+    /// See [`ShardOptions::behind_bytes`](tidings_engine::shard::ShardOptions::behind_bytes).
+    pub behind_bytes: usize,
+    /// See [`ShardOptions::slow_bytes_max`](tidings_engine::shard::ShardOptions::slow_bytes_max).
+    pub slow_bytes_max: u64,
+    /// See [`ShardOptions::retained_bytes_max`](tidings_engine::shard::ShardOptions::retained_bytes_max).
+    pub retained_bytes_max: usize,
+    /// Whether permessage-deflate is offered.
+    pub deflate: bool,
+    /// Threads that share the connections.
+    pub shards: usize,
+    /// How long a lost connection can be resumed.
+    pub connection_timeout: Duration,
     /// Keys that may publish.
     pub publish_keys: Vec<String>,
     /// The key that may do everything.
@@ -69,6 +82,9 @@ pub struct Settings {
     /// The project of each workspace.
     pub workspaces: BTreeMap<String, ProjectId>,
 }
+
+/// How a setting says yes or no.
+const YES_OR_NO: [(&str, bool); 4] = [("false", false), ("true", true), ("0", false), ("1", true)];
 
 /// Where the service runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,10 +156,7 @@ impl Settings {
             redis_channel: layers.text("REDIS_CHANNEL"),
             heartbeat_interval: Duration::from_secs(layers.number("WS_HEARTBEAT_INTERVAL", 1, 3600)?),
             node: layers.optional("CONTAINER_ID").map_or_else(host_name, str::to_owned),
-            restarted: layers.choice(
-                "CONTAINER_RESTART",
-                &[("false", false), ("true", true), ("0", false), ("1", true)],
-            )?,
+            restarted: layers.choice("CONTAINER_RESTART", &YES_OR_NO)?,
             history: HistoryLimits {
                 events: layers.number("TIDINGS_HISTORY_EVENTS", 1, 1_000_000)?,
                 age: Duration::from_secs(layers.number("TIDINGS_HISTORY_SECONDS", 1, 30 * 24 * 3600)?),
@@ -151,7 +164,20 @@ impl Settings {
             },
             event_bytes_max: layers.number("TIDINGS_EVENT_BYTES_MAX", 1024, 16 << 20)?,
             subscriptions_max: layers.number("TIDINGS_SUBSCRIPTIONS_MAX", 1, 100_000)?,
-            outbox_bytes_max: layers.number("TIDINGS_OUTBOX_BYTES_MAX", 64 << 10, 1 << 30)?,
+            behind_age_ms: layers.number("TIDINGS_BEHIND_AGE_MS", 10, 60_000)?,
+            behind_bytes: layers.number("TIDINGS_BEHIND_BYTES", 16 << 10, 1 << 30)?,
+            slow_bytes_max: layers.number("TIDINGS_SLOW_BYTES_MAX", 64 << 10, 1 << 32)?,
+            retained_bytes_max: layers.number("TIDINGS_RETAINED_BYTES_MAX", 1 << 20, 1 << 36)?,
+            deflate: layers.choice("TIDINGS_DEFLATE", &YES_OR_NO)?,
+            shards: match layers.optional("TIDINGS_SHARDS") {
+                Some(_) => layers.number("TIDINGS_SHARDS", 1, SHARDS_MAX as u64)?,
+                None => std::thread::available_parallelism().map_or(1, NonZero::get).min(SHARDS_MAX),
+            },
+            connection_timeout: Duration::from_secs(layers.number(
+                "WS_CONNECTION_TIMEOUT",
+                1,
+                30 * 24 * 3600,
+            )?),
             publish_keys: layers.list("TIDINGS_PUBLISH_KEYS"),
             admin_key: layers.optional("TIDINGS_ADMIN_KEY").map(str::to_owned),
             allowed_origins: allowed_origins(layers)?,

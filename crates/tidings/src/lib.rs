@@ -1,6 +1,7 @@
 //! The service: configuration, routes, access, sources, command line, metrics. Only edge: what happens to an event
 //! between its publisher and its subscribers is in `tidings-engine`.
 
+mod accept;
 mod access;
 mod burst;
 pub mod cli;

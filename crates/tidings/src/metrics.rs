@@ -1,32 +1,29 @@
 //! What the service counts. No label is ever a project, a user or anything else that a client chooses.
 
+mod node_counts;
+
+use std::sync::Arc;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
-    registry::{Registry, Unit},
+    registry::Registry,
 };
 use tidings_engine::Node;
 use tidings_protocol::{Event, KNOWN_TYPES, Reason};
+
+use node_counts::NodeCounts;
 
 /// The metrics of one node.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    connections: Gauge,
-    subscriptions: Gauge,
-    streams: Gauge,
-    waiting_bytes: Gauge,
-    opened: Counter,
-    closed: Family<CodeLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
     received: Family<SourceLabel, Counter>,
     rejected: Family<RejectionLabel, Counter>,
     appended: Family<AppendLabel, Counter>,
     source_up: Family<SourceLabel, Gauge>,
     source_losses: Family<SourceLabel, Counter>,
-    sent: Counter,
-    sent_bytes: Counter,
-    client_messages: Counter,
 }
 
 /// Where an event came from.
@@ -52,11 +49,6 @@ impl EventSource {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CodeLabel {
-    code: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
 }
@@ -78,69 +70,32 @@ struct AppendLabel {
     r#type: &'static str,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// The metrics of `node`.
+    pub(crate) fn new(node: Arc<Node>) -> Self {
         let mut registry = Registry::with_prefix("tidings");
         registry.register(
             "build",
             "The running version",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
+        registry.register_collector(Box::new(NodeCounts(node)));
         macro_rules! register {
-            ($metric:ty, $name:literal, $help:literal $(, $unit:expr)?) => {{
-                let metric = <$metric>::default();
-                register!(@ registry, $name, $help, metric $(, $unit)?);
+            ($name:literal, $help:literal) => {{
+                let metric = Family::default();
+                registry.register($name, $help, metric.clone());
                 metric
             }};
-            (@ $registry:ident, $name:literal, $help:literal, $metric:ident) => {
-                $registry.register($name, $help, $metric.clone())
-            };
-            (@ $registry:ident, $name:literal, $help:literal, $metric:ident, $unit:expr) => {
-                $registry.register_with_unit($name, $help, $unit, $metric.clone())
-            };
         }
         Self {
-            connections: register!(Gauge, "connections", "Open connections"),
-            subscriptions: register!(
-                Gauge,
-                "subscriptions",
-                "Subscriptions to projects, over all connections"
-            ),
-            streams: register!(Gauge, "streams", "Streams that this node's engine keeps"),
-            waiting_bytes: register!(
-                Gauge,
-                "outbox_waiting",
-                "Live messages that wait for clients",
-                Unit::Bytes
-            ),
-            opened: register!(Counter, "connections_opened", "Connections opened"),
-            closed: register!(Family<_, _>, "connections_closed", "Connections ended, by close code (1006: without one)"),
-            refused: register!(Family<_, _>, "connections_refused", "Upgrades refused, by reason"),
-            received: register!(Family<_, _>, "events_received", "Events that came in, valid or not"),
-            rejected: register!(Family<_, _>, "events_rejected", "Events refused, by reason"),
-            appended: register!(Family<_, _>, "events_appended", "Events handed to the engine, repeated ones included"),
-            source_up: register!(Family<_, _>, "source_up", "1: events of this source can be heard"),
-            source_losses: register!(Family<_, _>, "source_losses", "How often a source stopped being heard"),
-            sent: register!(Counter, "messages_sent", "Messages written to clients"),
-            sent_bytes: register!(Counter, "messages_sent_size", "JSON written to clients", Unit::Bytes),
-            client_messages: register!(Counter, "client_messages_received", "Messages from clients"),
+            refused: register!("connections_refused", "Upgrades refused, by reason"),
+            received: register!("events_received", "Events that came in, valid or not"),
+            rejected: register!("events_rejected", "Events refused, by reason"),
+            appended: register!("events_appended", "Events handed to the engine, repeated ones included"),
+            source_up: register!("source_up", "1: events of this source can be heard"),
+            source_losses: register!("source_losses", "How often a source stopped being heard"),
             registry,
         }
-    }
-}
-
-impl Metrics {
-    pub(crate) fn opened(&self) {
-        self.opened.inc();
-    }
-
-    /// A connection ended; `None`: without a close code.
-    pub(crate) fn closed(&self, code: Option<u16>) {
-        // What a peer invents beyond the registered ranges is one label, not thousands.
-        let known = |code: &u16| {
-            matches!(code, 1000..=1015) || tidings_protocol::CLOSE_CODES.iter().any(|c| c.number() == *code)
-        };
-        self.closed.get_or_create(&CodeLabel { code: code.filter(known).unwrap_or(1006) }).inc();
     }
 
     pub(crate) fn refused(&self, reason: &'static str) {
@@ -171,23 +126,8 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn sent(&self, messages: usize, bytes: usize) {
-        self.sent.inc_by(messages as u64);
-        self.sent_bytes.inc_by(bytes as u64);
-    }
-
-    pub(crate) fn client_message(&self) {
-        self.client_messages.inc();
-    }
-
     /// The metrics in the text format that Prometheus reads.
-    pub(crate) fn render(&self, node: &Node) -> String {
-        let counts = node.counts();
-        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.connections.set(gauge(counts.connections));
-        self.subscriptions.set(gauge(counts.subscriptions));
-        self.waiting_bytes.set(gauge(node.waiting_bytes()));
-        self.streams.set(gauge(node.engine().stream_count()));
+    pub(crate) fn render(&self) -> String {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string cannot fail");
         text

@@ -8,6 +8,7 @@ mod history;
 mod metrics;
 mod problem;
 mod schema;
+mod sse;
 mod ws;
 
 use std::{
@@ -20,11 +21,11 @@ use std::{
 
 use axum::{
     Router,
-    http::{HeaderName, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header},
     routing::{get, post},
 };
 use tidings_engine::Node;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::{
@@ -49,13 +50,28 @@ pub(crate) struct Edge {
     pub(crate) draining: AtomicBool,
     /// Connections run on it, so that a stop waits for them.
     pub(crate) tasks: TaskTracker,
-    /// Cancelled when connections must end now.
-    pub(crate) kill: CancellationToken,
 }
 
 impl Edge {
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody may open a connection now, and from where he comes.
+    fn admit(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        if self.is_draining() {
+            self.metrics.refused("draining");
+            return Err(Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "this node is stopping; connect again",
+            ));
+        }
+        if !self.access.allows_origin_of(headers) {
+            self.metrics.refused("origin");
+            let detail = "pages of this `Origin` may not connect; add it to TIDINGS_ALLOWED_ORIGINS";
+            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+        }
+        Ok(())
     }
 }
 
@@ -63,6 +79,7 @@ impl Edge {
 pub(crate) fn public(edge: &Arc<Edge>) -> Router {
     let router = Router::new()
         .route("/ws", get(ws::upgrade))
+        .route("/sse", get(sse::subscribe))
         .route("/api/config", get(config::show))
         .route("/api/projects/{project_id}/events", get(history::list))
         .route("/schema/{name}", get(schema::show))
@@ -121,6 +138,7 @@ fn cors(edge: &Arc<Edge>) -> CorsLayer {
             header::AUTHORIZATION,
             header::CONTENT_TYPE,
             HeaderName::from_static("idempotency-key"),
+            HeaderName::from_static("last-event-id"),
         ])
         .max_age(Duration::from_mins(10))
 }

@@ -10,13 +10,16 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, serve::ListenerExt};
-use tidings_engine::{Node, NodeOptions, connection::Greeting};
+use axum::{Extension, Router};
+use tidings_engine::{Node, NodeOptions, driver::Driver, engine::EngineError, shard::ShardOptions};
 use tidings_protocol::CloseCode;
-use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 use crate::{
+    accept::{self, Incomings, Sharing},
     access::Access,
     config::Settings,
     ingest::Ingest,
@@ -44,6 +47,12 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The engine does not start.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A shard's thread cannot be started.
+    #[error("a thread cannot be started: {0}")]
+    Thread(io::Error),
     /// `TIDINGS_ALLOWED_ORIGINS` is not a list of origins and globs.
     #[error("TIDINGS_ALLOWED_ORIGINS: {0}")]
     Origins(#[from] globset::Error),
@@ -65,8 +74,10 @@ fn hint_for(error: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct Server {
     edge: Arc<Edge>,
-    public: TcpListener,
-    internal: Option<TcpListener>,
+    public: SocketAddr,
+    internal: Option<(SocketAddr, Incomings)>,
+    /// Each with where its connections come from.
+    shards: Vec<(Driver, Incomings)>,
     channel: Option<RedisChannel>,
     /// Ends sources and upkeep.
     stop: CancellationToken,
@@ -75,24 +86,20 @@ pub struct Server {
 impl Server {
     /// Takes the ports and puts the parts together. Nothing is served before [`Server::run`].
     pub async fn bind(settings: Settings) -> Result<Self, StartError> {
-        let public = listen(settings.listen, "TIDINGS_LISTEN").await?;
+        let shards = u16::try_from(settings.shards).unwrap_or(1);
+        let (public, incomings) = listen(settings.listen, shards, "TIDINGS_LISTEN")?;
         let internal = match settings.internal_listen {
-            Some(address) => Some(listen(address, "TIDINGS_INTERNAL_LISTEN").await?),
+            Some(address) => {
+                let (address, mut incomings) = listen(address, 1, "TIDINGS_INTERNAL_LISTEN")?;
+                incomings.pop().map(|incomings| (address, incomings))
+            }
             None => None,
         };
         let access = Access::new(&settings)?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let options = NodeOptions {
-            greeting: Greeting {
-                node: settings.node.clone(),
-                heartbeat_interval: settings.heartbeat_interval.as_secs(),
-                subscriptions_max: settings.subscriptions_max,
-                outbox_bytes_max: settings.outbox_bytes_max,
-            },
-            history: settings.history.clone(),
-        };
-        let node = Arc::new(Node::embedded(options, &tasks, stop.clone()));
-        let metrics = Arc::new(Metrics::default());
+        let (node, drivers) = Node::embedded(node_options(&settings), &tasks, stop.clone()).await?;
+        let node = Arc::new(node);
+        let metrics = Arc::new(Metrics::new(Arc::clone(&node)));
         let settings = Arc::new(settings);
         let ingest = Arc::new(Ingest::new(Arc::clone(&node), Arc::clone(&metrics), Arc::clone(&settings)));
         let channel = settings.redis_url.clone().map(|url| RedisChannel {
@@ -103,7 +110,7 @@ impl Server {
             status: Arc::new(ChannelStatus::default()),
         });
         let edge = Edge {
-            port: public.local_addr().map_or(0, |address| address.port()),
+            port: public.port(),
             settings,
             access,
             node,
@@ -112,19 +119,19 @@ impl Server {
             channel: channel.as_ref().map(|channel| Arc::clone(&channel.status)),
             draining: AtomicBool::new(false),
             tasks,
-            kill: CancellationToken::new(),
         };
-        Ok(Self { edge: Arc::new(edge), public, internal, channel, stop })
+        let shards = drivers.into_iter().zip(incomings).collect();
+        Ok(Self { edge: Arc::new(edge), public, internal, shards, channel, stop })
     }
 
     /// The address that the public listener got.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.public.local_addr()
+    pub fn address(&self) -> SocketAddr {
+        self.public
     }
 
     /// The address that the internal listener got.
     pub fn internal_address(&self) -> Option<SocketAddr> {
-        self.internal.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.internal.as_ref().map(|(address, _)| *address)
     }
 
     /// Publishes the demonstration on project `demo` while the service runs.
@@ -136,17 +143,25 @@ impl Server {
 
     /// Serves until `stop`, then tells every client to come back elsewhere and waits for all that runs to end. Returns
     /// how many connections did not end by themselves.
-    pub async fn run(self, stop: CancellationToken) -> usize {
-        let Self { edge, public, internal, channel, stop: stop_parts } = self;
+    pub async fn run(self, stop: CancellationToken) -> Result<usize, StartError> {
+        let Self { edge, public: _, internal, shards, channel, stop: stop_parts } = self;
+        let accepting = CancellationToken::new();
+        for (number, (driver, incomings)) in (0..).zip(shards) {
+            let router = routes::public(&edge).layer(Extension(edge.node.shard(number)));
+            let shard = ServedShard { driver, incomings, router, accepting: accepting.clone() };
+            // The first shares its thread with the sources, so that on one core nothing goes from thread to thread.
+            if number == 0 {
+                edge.tasks.spawn(shard.run());
+            } else {
+                shard.run_on_thread(number, edge.tasks.token()).map_err(StartError::Thread)?;
+            }
+        }
+        if let Some((_, incomings)) = internal {
+            let router = routes::internal(&edge);
+            edge.tasks.spawn(accept::serve(incomings, router, edge.tasks.clone(), accepting.clone()));
+        }
         if let Some(channel) = channel {
             edge.tasks.spawn(channel.run(stop_parts.clone()));
-        }
-        let accepting = CancellationToken::new();
-        let routers = [(Some(public), routes::public(&edge)), (internal, routes::internal(&edge))];
-        for (listener, router) in routers {
-            if let Some(listener) = listener {
-                edge.tasks.spawn(serve(listener, router, accepting.clone()));
-            }
         }
         stop.cancelled().await;
         tracing::info!(connections = edge.node.counts().connections, "stopping");
@@ -159,29 +174,73 @@ impl Server {
         if tokio::time::timeout(STOP_TIMEOUT, edge.tasks.wait()).await.is_err() {
             cut_off = edge.node.counts().connections;
             tracing::warn!(connections = cut_off, "some clients did not leave and are cut off");
-            edge.kill.cancel();
+            edge.node.drop_all();
             // What is left are HTTP requests whose clients neither send nor read; the process's end ends them.
             let _ = tokio::time::timeout(STOP_TIMEOUT, edge.tasks.wait()).await;
         }
         tracing::info!("stopped");
-        cut_off
+        Ok(cut_off)
     }
 }
 
-async fn listen(address: SocketAddr, setting: &'static str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, setting, source })
+fn node_options(settings: &Settings) -> NodeOptions {
+    NodeOptions {
+        shards: settings.shards,
+        shard: ShardOptions {
+            node: settings.node.as_str().into(),
+            restarted: settings.restarted,
+            heartbeat_interval_s: settings.heartbeat_interval.as_secs(),
+            subscriptions_max: settings.subscriptions_max,
+            behind_age_ms: settings.behind_age_ms,
+            behind_bytes: settings.behind_bytes,
+            slow_bytes_max: settings.slow_bytes_max,
+            retained_bytes_max: settings.retained_bytes_max,
+        },
+        history: settings.history.clone(),
+        connection_timeout: settings.connection_timeout,
+    }
 }
 
-async fn serve(listener: TcpListener, router: Router, accepting: CancellationToken) {
-    // Messages are small and coalesced by us; waiting for more to send would only delay them.
-    let listener = listener.tap_io(|socket| {
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
+fn listen(
+    address: SocketAddr,
+    shards: u16,
+    setting: &'static str,
+) -> Result<(SocketAddr, Vec<Incomings>), StartError> {
+    accept::listen(address, shards, Sharing::best()).map_err(|source| StartError::Listen {
+        address,
+        setting,
+        source,
+    })
+}
+
+/// A shard with the HTTP in front of it.
+struct ServedShard {
+    driver: Driver,
+    incomings: Incomings,
+    router: Router,
+    accepting: CancellationToken,
+}
+
+impl ServedShard {
+    /// Runs until the hub closes everything and the last connection has left.
+    async fn run(self) {
+        // Its own, because a runtime must not end before the tasks that were spawned on it.
+        let requests = TaskTracker::new();
+        let accepting = requests.clone();
+        requests.spawn(accept::serve(self.incomings, self.router, accepting, self.accepting));
+        if let Err(error) = self.driver.run().await {
+            tracing::error!(%error, "a shard has ended; its connections are gone");
         }
-    });
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, service).with_graceful_shutdown(accepting.cancelled_owned()).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "listening ended");
+        requests.close();
+        requests.wait().await;
+    }
+
+    fn run_on_thread(self, number: u16, running: TaskTrackerToken) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let run = move || {
+            runtime.block_on(self.run());
+            drop(running);
+        };
+        std::thread::Builder::new().name(format!("shard-{number}")).spawn(run).map(|_| ())
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tidings_protocol::{EventId, Offset, Timestamp};
 
-use super::Record;
+use super::{PageLimit, Record};
 
 /// The newest records kept exactly, whatever their class: what a short cut misses comes back without folding.
 const RECENT_RECORDS_MAX: usize = 256;
@@ -59,7 +59,7 @@ struct Log {
 
 impl Log {
     fn push(&mut self, record: &Arc<Record>) {
-        self.bytes += record.json.len();
+        self.bytes += record.json().len();
         self.records.push_back(Arc::clone(record));
     }
 
@@ -67,7 +67,7 @@ impl Log {
     fn drop_oldest_if(&mut self, too_much: impl Fn(&Self, &Record) -> bool) -> Option<Arc<Record>> {
         self.records.front().filter(|oldest| too_much(self, oldest))?;
         let oldest = self.records.pop_front()?;
-        self.bytes -= oldest.json.len();
+        self.bytes -= oldest.json().len();
         self.dropped_to = oldest.offset;
         Some(oldest)
     }
@@ -92,13 +92,13 @@ impl Latest {
         if let Some(replaced) = self.by_key.insert(Arc::clone(key), record.offset) {
             self.remove(replaced);
         }
-        self.bytes += record.json.len();
+        self.bytes += record.json().len();
         self.by_offset.insert(record.offset, Arc::clone(record));
     }
 
     fn remove(&mut self, offset: Offset) -> Option<Arc<Record>> {
         let record = self.by_offset.remove(&offset)?;
-        self.bytes -= record.json.len();
+        self.bytes -= record.json().len();
         Some(record)
     }
 
@@ -177,18 +177,48 @@ impl History {
         }
     }
 
-    /// Everything behind `offset` that is kept, and whether that is everything that matters.
-    pub(super) fn behind(&self, offset: Offset) -> (bool, Vec<Arc<Record>>) {
+    /// Reads on behind `offset`: whether everything that matters is still kept, the records, and whether there are more.
+    pub(super) fn read(&self, offset: Offset, limit: &PageLimit) -> (bool, Vec<Arc<Record>>, bool) {
         if offset >= self.recent.dropped_to {
-            return (true, self.recent.behind(offset).cloned().collect());
+            let (records, more) = self.take(self.recent.behind(offset), limit);
+            return (true, records, more);
         }
-        let mut records: Vec<_> = self.durable.behind(offset).cloned().collect();
-        records.extend(self.latest.by_offset.range(offset + 1..).map(|(_, record)| Arc::clone(record)));
+        let complete = offset >= self.durable.dropped_to && offset >= self.latest.dropped_to;
         // What the exact log still has is exact there, too.
         let exact_from = self.recent.dropped_to;
-        records.retain(|record| record.offset <= exact_from);
-        records.sort_unstable_by_key(|record| record.offset);
-        records.extend(self.recent.records.iter().cloned());
-        (offset >= self.durable.dropped_to && offset >= self.latest.dropped_to, records)
+        let mut durable =
+            self.durable.behind(offset).take_while(|record| record.offset <= exact_from).peekable();
+        let latest = self.latest.by_offset.range(offset + 1..).map(|(_, record)| record);
+        let mut latest = latest.take_while(|record| record.offset <= exact_from).peekable();
+        let merged = std::iter::from_fn(|| match (durable.peek(), latest.peek()) {
+            (Some(first), Some(second)) if first.offset > second.offset => latest.next(),
+            (Some(_), _) => durable.next(),
+            (None, _) => latest.next(),
+        });
+        let (records, more) = self.take(merged.chain(&self.recent.records), limit);
+        (complete, records, more)
+    }
+
+    fn take<'a>(
+        &self,
+        records: impl Iterator<Item = &'a Arc<Record>>,
+        limit: &PageLimit,
+    ) -> (Vec<Arc<Record>>, bool) {
+        let mut taken: Vec<Arc<Record>> = Vec::new();
+        let mut bytes = 0;
+        for record in records.filter(|record| !limit.folded || !self.is_replaced(record)) {
+            bytes += record.json().len();
+            if taken.len() == limit.records || (bytes > limit.bytes && !taken.is_empty()) {
+                return (taken, true);
+            }
+            taken.push(Arc::clone(record));
+        }
+        (taken, false)
+    }
+
+    /// Whether a newer event of the same key stands for this one.
+    fn is_replaced(&self, record: &Record) -> bool {
+        let newest = record.latest_key.as_ref().and_then(|key| self.latest.by_key.get(key));
+        newest.is_some_and(|&newest| newest > record.offset)
     }
 }

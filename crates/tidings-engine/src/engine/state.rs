@@ -69,7 +69,7 @@ impl StateFold {
             return;
         }
         let Some(object) =
-            std::str::from_utf8(&record.json).ok().and_then(|text| RawObject::parse(text).ok())
+            std::str::from_utf8(record.json()).ok().and_then(|text| RawObject::parse(text).ok())
         else {
             return;
         };

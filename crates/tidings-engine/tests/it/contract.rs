@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tidings_engine::engine::{CatchUp, Deliver, Engine, Record};
+use tidings_engine::engine::{CatchUp, Deliver, Engine, PageLimit, Record};
 use tidings_protocol::{Epoch, Position, StateSnapshot, StreamId, TypeFilter};
 
 use crate::{event, stream};
@@ -24,6 +24,11 @@ impl Deliveries {
     fn of(&self, stream: &StreamId) -> Vec<Arc<Record>> {
         self.0.lock().iter().filter(|(of, _)| of == stream).map(|(_, record)| Arc::clone(record)).collect()
     }
+}
+
+/// At most so many records, unfolded.
+pub(crate) fn at_most(records: usize) -> PageLimit {
+    PageLimit { records, bytes: usize::MAX, folded: false }
 }
 
 fn offsets(records: &[Arc<Record>]) -> Vec<u64> {
@@ -68,7 +73,7 @@ pub(crate) async fn events_get_the_next_offset_of_their_stream_and_are_delivered
     engine.append(vec![custom("p")]).await.unwrap();
     assert_eq!(offsets(&deliveries.of(&stream("p"))), [1, 2, 3]);
     assert_eq!(offsets(&deliveries.of(&stream("q"))), [1]);
-    let json: Value = serde_json::from_slice(&deliveries.of(&stream("p"))[2].json).unwrap();
+    let json: Value = serde_json::from_slice(&deliveries.of(&stream("p"))[2].json()).unwrap();
     assert_eq!(json["offset"], 3);
 }
 
@@ -162,9 +167,10 @@ pub(crate) async fn what_is_not_kept_is_never_passed_off_as_all(engine: &dyn Eng
     assert!(missed(engine, &Position { offset: 4, ..start.clone() }).await.is_none());
     let kept = missed(engine, &Position { offset: 5, ..start.clone() }).await.expect("ten are kept");
     assert_eq!(offsets(&kept), (6..=15).collect::<Vec<_>>());
-    let page = engine.history(&stream("p"), Some(&start), 3).await.unwrap();
+    let page = engine.history(&stream("p"), Some(&start), at_most(3)).await.unwrap();
     assert_eq!((page.complete, offsets(&page.records), page.position.offset), (false, vec![6, 7, 8], 15));
-    let page = engine.history(&stream("p"), Some(&Position { offset: 5, ..start }), 100).await.unwrap();
+    let page =
+        engine.history(&stream("p"), Some(&Position { offset: 5, ..start }), at_most(100)).await.unwrap();
     assert!(page.complete);
 }
 

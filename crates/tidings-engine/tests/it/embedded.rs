@@ -24,7 +24,7 @@ fn engine(clock: Clock) -> (EmbeddedEngine, Arc<Deliveries>) {
     let deliveries = Arc::new(Deliveries::default());
     let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&deliveries) as Arc<dyn Deliver>));
     let limits = HistoryLimits { events: 10, age: Duration::from_hours(1), bytes: 1 << 20 };
-    (EmbeddedEngine::new(limits, clock, deliver), deliveries)
+    (EmbeddedEngine::new(limits, Duration::from_hours(1), clock, deliver), deliveries)
 }
 
 macro_rules! contract {
@@ -101,7 +101,7 @@ async fn a_stream_that_is_followed_is_not_forgotten() {
 #[tokio::test]
 async fn asking_for_history_makes_no_stream() {
     let (engine, _) = engine(system_clock());
-    let page = engine.history(&stream("p"), None, 10).await.unwrap();
+    let page = engine.history(&stream("p"), None, contract::at_most(10)).await.unwrap();
     assert_eq!((page.complete, page.records.len(), engine.stream_count()), (true, 0, 0));
 }
 

@@ -4,7 +4,7 @@
 
 mod contract;
 mod embedded;
-mod node;
+mod simulation;
 
 use tidings_protocol::{EVENT_BYTES_MAX, Event, StreamId};
 

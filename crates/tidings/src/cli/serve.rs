@@ -34,7 +34,7 @@ pub(super) fn dev(layers: &Layers, demo: bool) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         let insecurities = settings.insecurities();
         let server = Server::bind(settings).await?;
-        let address = server.address()?;
+        let address = server.address();
         banner(address.port(), &insecurities, demo)?;
         run(if demo { server.with_demo() } else { server }).await
     })
@@ -50,7 +50,11 @@ fn read(layers: &Layers) -> anyhow::Result<Settings> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")
+    // Shards beyond the first bring their own threads.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")
 }
 
 async fn run(server: Server) -> anyhow::Result<()> {
@@ -58,7 +62,7 @@ async fn run(server: Server) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(
-        address = %server.address()?,
+        address = %server.address(),
         internal = server.internal_address().map(tracing::field::display),
         version = env!("CARGO_PKG_VERSION"),
         "listening"
@@ -66,7 +70,7 @@ async fn run(server: Server) -> anyhow::Result<()> {
     let mut running = std::pin::pin!(server.run(stop.clone()));
     loop {
         tokio::select! {
-            _ = &mut running => return Ok(()),
+            ended = &mut running => return Ok(ended.map(|_| ())?),
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }

@@ -29,7 +29,7 @@ impl Setting {
 }
 
 /// Every setting that has a meaning in this version.
-pub static SETTINGS: [Setting; 24] = [
+pub static SETTINGS: [Setting; 30] = [
     plain("ENVIRONMENT", Some("development"), "`development`, `docker` or `production`"),
     plain("BACKEND_HOST", Some("localhost"), "host that clients use inside the network"),
     plain("BACKEND_PORT", Some("8000"), "port to listen on, and that clients use inside the network"),
@@ -48,6 +48,7 @@ pub static SETTINGS: [Setting; 24] = [
     plain("TIDINGS_ENGINE", Some("embedded"), "where streams are kept: `embedded`"),
     plain("REDIS_CHANNEL", Some("websocket:broadcast"), "plain pub/sub channel that is listened to"),
     plain("WS_HEARTBEAT_INTERVAL", Some("30"), "seconds between `system.heartbeat` messages"),
+    plain("WS_CONNECTION_TIMEOUT", Some("3600"), "seconds that a lost connection can be resumed"),
     plain("CONTAINER_ID", None, "this node's name; unset: the host name"),
     plain(
         "CONTAINER_RESTART",
@@ -75,17 +76,37 @@ pub static SETTINGS: [Setting; 24] = [
     ),
     plain("TIDINGS_SUBSCRIPTIONS_MAX", Some("500"), "subscriptions per connection"),
     plain(
-        "TIDINGS_OUTBOX_BYTES_MAX",
+        "TIDINGS_BEHIND_AGE_MS",
+        Some("500"),
+        "a client whose socket takes no more is behind when something waits for it longer than this; then it gets `latest` events folded",
+    ),
+    plain("TIDINGS_BEHIND_BYTES", Some("1048576"), "the same, by the bytes that wait for it"),
+    plain(
+        "TIDINGS_SLOW_BYTES_MAX",
         Some("8388608"),
-        "bytes of live messages that may wait for one client before it is closed as too slow (4508)",
+        "bytes of durable events that may wait for a client that is behind before it is closed as too slow (4508)",
+    ),
+    plain(
+        "TIDINGS_RETAINED_BYTES_MAX",
+        Some("67108864"),
+        "bytes of events that each shard keeps for clients that are not behind yet; above, those that hold most count as behind",
+    ),
+    plain(
+        "TIDINGS_DEFLATE",
+        Some("false"),
+        "`true`: offer permessage-deflate; an event is compressed once for all",
+    ),
+    plain(
+        "TIDINGS_SHARDS",
+        None,
+        "threads that share the connections, 1 to 64; unset: one per processor that the service may use",
     ),
     plain("TIDINGS_LOG_FORMAT", None, "`text` or `json`; unset: text on a terminal, else JSON"),
     plain("RUST_LOG", Some("info"), "what is logged"),
 ];
 
 /// Variables of the contract that a later version gives a meaning: their own warning instead of "unknown".
-pub(super) const LATER: [&str; 14] = [
-    "WS_CONNECTION_TIMEOUT",
+pub(super) const LATER: [&str; 13] = [
     "TIDINGS_DATA_DIR",
     "TIDINGS_PERSIST",
     "TIDINGS_TRUSTED_PROXIES",

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use tidings_engine::engine::HistoryPage;
+use tidings_engine::engine::{HistoryPage, PageLimit};
 use tidings_protocol::{Epoch, Offset, Position, StreamId};
 
 use super::{Edge, problem::Problem};
@@ -45,6 +45,7 @@ pub(super) async fn list(
         (None, None) => None,
         _ => return Err(bad("expected both of since_epoch and since_offset, or none".to_owned())),
     };
+    let limit = PageLimit { records: limit, bytes: usize::MAX, folded: false };
     let page = edge.node.engine().history(&stream, since.as_ref(), limit).await;
     let page = page.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")], encode(&page))
@@ -53,8 +54,8 @@ pub(super) async fn list(
 
 /// Joined as bytes: the events are JSON already.
 fn encode(page: &HistoryPage) -> Vec<u8> {
-    let HistoryPage { position, complete, records } = page;
-    let bytes: usize = records.iter().map(|record| record.json.len() + 1).sum();
+    let HistoryPage { position, complete, records, more: _ } = page;
+    let bytes: usize = records.iter().map(|record| record.json().len() + 1).sum();
     let mut json = Vec::with_capacity(bytes + 128);
     let epoch = serde_json::Value::from(position.epoch.as_str());
     json.extend(
@@ -64,7 +65,7 @@ fn encode(page: &HistoryPage) -> Vec<u8> {
         if index > 0 {
             json.push(b',');
         }
-        json.extend_from_slice(&record.json);
+        json.extend_from_slice(record.json());
     }
     json.extend_from_slice(b"]}");
     json

@@ -23,5 +23,5 @@ pub(super) async fn internal(State(edge): State<Arc<Edge>>) -> Response {
 
 fn render(edge: &Edge) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], edge.metrics.render(&edge.node)).into_response()
+    ([(header::CONTENT_TYPE, content_type)], edge.metrics.render()).into_response()
 }

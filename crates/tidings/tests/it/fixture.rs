@@ -52,8 +52,8 @@ impl Service {
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async move {
                 let server = Server::bind(settings).await.unwrap();
-                tell.send((server.address().unwrap(), server.internal_address())).unwrap();
-                server.run(stopped).await
+                tell.send((server.address(), server.internal_address())).unwrap();
+                server.run(stopped).await.unwrap()
             })
         });
         let (address, internal) = told.recv().unwrap();

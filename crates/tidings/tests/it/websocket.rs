@@ -194,7 +194,7 @@ async fn a_large_message_does_not_block_others() {
 
 #[tokio::test]
 async fn a_client_that_stops_reading_is_closed_and_delays_nobody() {
-    let service = Service::with(&[("TIDINGS_OUTBOX_BYTES_MAX", "1000000")]);
+    let service = Service::with(&[("TIDINGS_SLOW_BYTES_MAX", "1000000")]);
     let stuck = Client::subscribed(&service, "p").await;
     let mut quick = Client::subscribed(&service, "p").await;
     let data = "x".repeat(200_000);

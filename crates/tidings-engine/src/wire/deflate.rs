@@ -1,0 +1,193 @@
+//! permessage-deflate (RFC 7692) without context takeover in either direction, so that a message compresses the same for
+//! everybody and is compressed once.
+
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+
+/// What every compressed message ends with before it is sent, and what is cut off (RFC 7692, section 7.2.1).
+const TAIL: [u8; 4] = [0x00, 0x00, 0xFF, 0xFF];
+/// Below this a message is sent as it is: compressing it saves nothing worth the client's time.
+const WORTHWHILE_BYTES_MIN: usize = 256;
+
+/// Compresses messages.
+#[derive(Debug)]
+pub struct Deflater(Compress);
+
+impl Default for Deflater {
+    fn default() -> Self {
+        Self(Compress::new(Compression::fast(), false))
+    }
+}
+
+impl Deflater {
+    /// The message compressed; `None` where that saves nothing.
+    pub fn compress(&mut self, message: &[u8]) -> Option<Vec<u8>> {
+        if message.len() < WORTHWHILE_BYTES_MIN {
+            return None;
+        }
+        self.0.reset();
+        let mut compressed = Vec::with_capacity(message.len() / 2 + 64);
+        loop {
+            let taken = usize::try_from(self.0.total_in()).expect("a message fits in memory");
+            self.0
+                .compress_vec(&message[taken..], &mut compressed, FlushCompress::Sync)
+                .expect("compressing into memory does not fail");
+            // Less than the whole room was used: everything is flushed.
+            if compressed.len() < compressed.capacity() {
+                break;
+            }
+            compressed.reserve(compressed.capacity().max(64));
+        }
+        debug_assert!(compressed.ends_with(&TAIL), "a sync flush ends so");
+        compressed.truncate(compressed.len().saturating_sub(TAIL.len()));
+        (compressed.len() < message.len()).then_some(compressed)
+    }
+}
+
+/// Decompresses messages.
+#[derive(Debug)]
+pub struct Inflater(Decompress);
+
+/// Why a compressed message could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InflateError {
+    /// It is no deflate stream.
+    Malformed,
+    /// It is larger than allowed; no more than that was inflated.
+    TooBig,
+}
+
+impl Default for Inflater {
+    fn default() -> Self {
+        Self(Decompress::new(false))
+    }
+}
+
+impl Inflater {
+    /// Inflates a message of at most `bytes_max` bytes. The limit holds while inflating, whatever the message claims.
+    pub(crate) fn inflate(&mut self, message: &[u8], bytes_max: usize) -> Result<Vec<u8>, InflateError> {
+        self.0.reset(false);
+        let mut inflated = Vec::with_capacity(message.len().saturating_mul(4).clamp(64, bytes_max.max(64)));
+        for mut input in [message, &TAIL] {
+            while !input.is_empty() {
+                let before = (self.0.total_in(), inflated.len());
+                let status = self.0.decompress_vec(input, &mut inflated, FlushDecompress::Sync);
+                let status = status.map_err(|_| InflateError::Malformed)?;
+                let taken = usize::try_from(self.0.total_in() - before.0).expect("a part of the input");
+                input = &input[taken..];
+                if inflated.len() > bytes_max {
+                    return Err(InflateError::TooBig);
+                }
+                if status == Status::StreamEnd {
+                    // A final block: allowed, and what follows starts a stream of its own (RFC 7692, section 7.2.3.5).
+                    self.0.reset(false);
+                } else if taken == 0 && inflated.len() < inflated.capacity() {
+                    return Err(InflateError::Malformed);
+                }
+                if inflated.len() == inflated.capacity() {
+                    inflated.reserve(inflated.len().max(64));
+                }
+            }
+        }
+        // What the window still holds.
+        loop {
+            let before = inflated.len();
+            match self.0.decompress_vec(&[], &mut inflated, FlushDecompress::Sync) {
+                Ok(_) if inflated.len() > before => {}
+                _ => break,
+            }
+            if inflated.len() > bytes_max {
+                return Err(InflateError::TooBig);
+            }
+            inflated.reserve(inflated.len().max(64));
+        }
+        Ok(inflated)
+    }
+}
+
+/// Answers a client's `Sec-WebSocket-Extensions`: the value to send back for the first offer that can be accepted.
+///
+/// An offer that wants a smaller window from us is declined, because a message is compressed once for all.
+pub fn negotiate(offers: &str) -> Option<String> {
+    offers.split(',').find_map(accept)
+}
+
+fn accept(offer: &str) -> Option<String> {
+    let mut parts = offer.split(';').map(str::trim);
+    if parts.next() != Some("permessage-deflate") {
+        return None;
+    }
+    let mut answer =
+        String::from("permessage-deflate; server_no_context_takeover; client_no_context_takeover");
+    let mut seen = Vec::new();
+    for part in parts {
+        let (name, value) = match part.split_once('=') {
+            Some((name, value)) => (name.trim(), Some(value.trim().trim_matches('"'))),
+            None => (part, None),
+        };
+        if seen.contains(&name) {
+            return None;
+        }
+        seen.push(name);
+        match (name, value) {
+            (
+                "server_no_context_takeover" | "client_no_context_takeover" | "client_max_window_bits",
+                None,
+            ) => {}
+            ("client_max_window_bits", Some(bits)) if is_window_bits(bits) => {}
+            ("server_max_window_bits", Some("15")) => answer.push_str("; server_max_window_bits=15"),
+            _ => return None,
+        }
+    }
+    Some(answer)
+}
+
+fn is_window_bits(text: &str) -> bool {
+    matches!(text, "8" | "9" | "10" | "11" | "12" | "13" | "14" | "15")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_compressed_inflates_to_itself() {
+        let (mut deflater, mut inflater) = (Deflater::default(), Inflater::default());
+        for length in [256, 1000, 70_000, 1 << 20] {
+            let message: Vec<u8> = (0..length).map(|n| b"abcdefgh \"x\""[(n * n / 7) % 12]).collect();
+            let compressed = deflater.compress(&message).unwrap();
+            assert!(compressed.len() < message.len());
+            assert_eq!(inflater.inflate(&compressed, length).unwrap(), message);
+        }
+        assert_eq!(deflater.compress(b"short"), None);
+    }
+
+    #[test]
+    fn a_bomb_is_stopped_at_the_limit() {
+        let (mut deflater, mut inflater) = (Deflater::default(), Inflater::default());
+        let bomb = deflater.compress(&vec![0; 64 << 20]).unwrap();
+        assert!(bomb.len() < 1 << 20);
+        assert_eq!(inflater.inflate(&bomb, 65_536), Err(InflateError::TooBig));
+        assert_eq!(inflater.inflate(&[0xFF; 40], 65_536), Err(InflateError::Malformed));
+        let after = deflater.compress(&[b'a'; 300]).unwrap();
+        assert_eq!(inflater.inflate(&after, 65_536).unwrap(), [b'a'; 300]);
+    }
+
+    #[test]
+    fn offers_are_taken_in_their_order_if_they_can_be_kept() {
+        let plain = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+        for (offer, answer) in [
+            ("permessage-deflate", Some(plain)),
+            ("permessage-deflate; client_max_window_bits", Some(plain)),
+            ("permessage-deflate;client_max_window_bits=\"10\";client_no_context_takeover", Some(plain)),
+            ("x-other, permessage-deflate", Some(plain)),
+            ("permessage-deflate; server_max_window_bits=9", None),
+            ("permessage-deflate; server_max_window_bits=9, permessage-deflate", Some(plain)),
+            ("permessage-deflate; client_max_window_bits=16", None),
+            ("permessage-deflate; unknown", None),
+            ("permessage-deflate; client_max_window_bits; client_max_window_bits", None),
+            ("x-webkit-deflate-frame", None),
+        ] {
+            assert_eq!(negotiate(offer).as_deref(), answer, "{offer}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Listening: sockets for the shards, and HTTP on what they accept.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::ConnectInfo, http::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::{net::TcpListener, sync::mpsc, time::sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 4096;
+/// For a request's head to arrive; a connection that takes longer is no client of ours.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// What waits in the kernel for one client, at about; the rest waits with us, where everybody shares it.
+const KERNEL_WAITING_BYTES: u32 = 128 * 1024;
+/// Before another attempt when the process has no descriptor left: every connection that ends gives one back.
+const NO_DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
+/// Accepted sockets on their way to another shard.
+const HANDED_OVER_MAX: usize = 1024;
+
+/// Where one shard's connections come from.
+#[derive(Debug)]
+pub(crate) enum Incomings {
+    /// It accepts by itself; the kernel shares connections out.
+    Listener(TcpListener),
+    /// Another shard accepts for it, in turn.
+    HandedOver(mpsc::Receiver<(TcpStream, SocketAddr)>),
+    /// It accepts for all.
+    Acceptor(TcpListener, Vec<mpsc::Sender<(TcpStream, SocketAddr)>>),
+}
+
+/// How several shards share one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// A socket each on the same port: the kernel shares connections out evenly.
+    ReusePort,
+    /// One accepts and deals: where the kernel does not share evenly.
+    RoundRobin,
+}
+
+impl Sharing {
+    /// What serves best here.
+    pub(crate) const fn best() -> Self {
+        if cfg!(target_os = "linux") { Self::ReusePort } else { Self::RoundRobin }
+    }
+}
+
+/// Takes the address for `shards` shards. Returns it with the port that was picked, and each shard's part.
+pub(crate) fn listen(
+    address: SocketAddr,
+    shards: u16,
+    sharing: Sharing,
+) -> io::Result<(SocketAddr, Vec<Incomings>)> {
+    // Alone first, so that a port that another process has is an error, even if that one would share it.
+    let alone = bind(address, false)?;
+    let address = alone.local_addr()?;
+    if shards == 1 {
+        return Ok((address, vec![Incomings::Listener(alone)]));
+    }
+    if sharing == Sharing::ReusePort {
+        drop(alone);
+        let each = (0..shards).map(|_| bind(address, true).map(Incomings::Listener));
+        return Ok((address, each.collect::<io::Result<_>>()?));
+    }
+    let (senders, receivers): (Vec<_>, Vec<_>) = (1..shards).map(|_| mpsc::channel(HANDED_OVER_MAX)).unzip();
+    let others = receivers.into_iter().map(Incomings::HandedOver);
+    Ok((address, std::iter::once(Incomings::Acceptor(alone, senders)).chain(others).collect()))
+}
+
+fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    // Messages are coalesced by us; waiting for more to send would only delay them. Linux hands these two on to what is
+    // accepted.
+    socket.set_tcp_nodelay(true)?;
+    limit_kernel_waiting(&socket);
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Where there is such an option; elsewhere more waits in the kernel, and a client falls behind a little later.
+fn limit_kernel_waiting(socket: &Socket) {
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+    if let Err(error) = socket.set_tcp_notsent_lowat(KERNEL_WAITING_BYTES) {
+        tracing::debug!(%error, "TCP_NOTSENT_LOWAT");
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+    let _ = (socket, KERNEL_WAITING_BYTES);
+}
+
+/// Serves HTTP on what comes in until `stop`. Connections run on `tasks`; each lets the request that it is in end.
+pub(crate) async fn serve(incomings: Incomings, router: Router, tasks: TaskTracker, stop: CancellationToken) {
+    let served = Served { router, tasks, stop: stop.clone() };
+    let accepting = async {
+        match incomings {
+            Incomings::Listener(listener) => loop {
+                let (socket, peer) = accept(&listener).await;
+                served.take(socket, peer);
+            },
+            Incomings::HandedOver(mut sockets) => {
+                while let Some((socket, peer)) = sockets.recv().await {
+                    match tokio::net::TcpStream::from_std(socket) {
+                        Ok(socket) => served.take(socket, peer),
+                        Err(error) => tracing::warn!(%error, "a connection that was handed over is lost"),
+                    }
+                }
+            }
+            Incomings::Acceptor(listener, others) => deal(&listener, &others, &served).await,
+        }
+    };
+    stop.run_until_cancelled(accepting).await;
+}
+
+/// Accepts for all shards, and gives to each in turn.
+async fn deal(listener: &TcpListener, others: &[mpsc::Sender<(TcpStream, SocketAddr)>], served: &Served) {
+    for turn in (0..=others.len()).cycle() {
+        let (socket, peer) = accept(listener).await;
+        match turn.checked_sub(1).and_then(|other| others.get(other)) {
+            None => served.take(socket, peer),
+            Some(other) => match socket.into_std() {
+                // Full or gone: this shard takes it.
+                Ok(socket) => {
+                    if let Err(back) = other.try_send((socket, peer))
+                        && let Ok(socket) = tokio::net::TcpStream::from_std(back.into_inner().0)
+                    {
+                        served.take(socket, peer);
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "a connection that was to be handed over is lost"),
+            },
+        }
+    }
+}
+
+async fn accept(listener: &TcpListener) -> (tokio::net::TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                // A peer that has gone already costs nothing; a process without descriptors waits for some.
+                if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+                {
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    sleep(NO_DESCRIPTOR_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Served {
+    router: Router,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Served {
+    fn take(&self, socket: tokio::net::TcpStream, peer: SocketAddr) {
+        if !cfg!(target_os = "linux")
+            && let Err(error) = SockRef::from(&socket).set_tcp_nodelay(true)
+        {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+        let (router, stop) = (self.router.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(ConnectInfo(peer));
+                router.clone().oneshot(request.map(Body::new))
+            });
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            let mut connection =
+                std::pin::pin!(http.serve_connection(TokioIo::new(socket), service).with_upgrades());
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended");
+            }
+        });
+    }
+}

@@ -1,0 +1,60 @@
+//! `GET /sse`: a project's messages as Server-Sent Events, for pages and programs that only read.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    Extension,
+    body::Body,
+    extract::{Query, State, rejection::QueryRejection},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::StreamExt as _;
+use serde::Deserialize;
+use tidings_engine::driver::ShardHandle;
+use tidings_protocol::{Epoch, Position, ProjectId, StreamId, TypeFilter};
+
+use super::{Edge, problem::Problem};
+
+#[derive(Deserialize)]
+pub(super) struct Parameters {
+    project_id: String,
+    /// Patterns, comma separated.
+    types: Option<String>,
+}
+
+pub(super) async fn subscribe(
+    State(edge): State<Arc<Edge>>,
+    Extension(shard): Extension<ShardHandle>,
+    headers: HeaderMap,
+    parameters: Result<Query<Parameters>, QueryRejection>,
+) -> Result<Response, Problem> {
+    edge.admit(&headers)?;
+    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
+    let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
+    let project = ProjectId::try_from(parameters.project_id.as_str());
+    let project = project.map_err(|error| bad(format!("project_id: {error}")))?;
+    let types = parameters.types.as_deref().map_or(Ok(TypeFilter::everything()), |types| {
+        TypeFilter::parse(&types.split(',').map(str::trim).collect::<Vec<_>>())
+    });
+    let types = types.map_err(|error| bad(format!("types: {error}")))?;
+    let since = last_event_id(&headers).map_err(|detail| bad(detail.to_owned()))?;
+    let events = shard.open_event_stream(StreamId::Project(project), types, since);
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store"),
+        // Asks proxies that would collect a response before they pass it on not to.
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    Ok((headers, Body::from_stream(events.map(Ok::<_, Infallible>))).into_response())
+}
+
+/// `EPOCH:OFFSET`, as the last event's `id` said. An epoch may hold anything, so the last colon divides.
+fn last_event_id(headers: &HeaderMap) -> Result<Option<Position>, &'static str> {
+    let Some(value) = headers.get("last-event-id") else { return Ok(None) };
+    let position = value.to_str().ok().and_then(|value| value.rsplit_once(':'));
+    let position = position.and_then(|(epoch, offset)| Some((epoch, offset.parse().ok()?)));
+    let (epoch, offset) =
+        position.ok_or("Last-Event-ID: expected EPOCH:OFFSET, as an event's `id` has it")?;
+    Ok(Some(Position { epoch: Epoch::new(epoch), offset }))
+}
