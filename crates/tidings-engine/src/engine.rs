@@ -2,6 +2,7 @@
 
 pub mod embedded;
 mod history;
+pub mod journal;
 mod saved_connections;
 mod state;
 mod streams;
@@ -63,6 +64,34 @@ impl Record {
             json_start: header.as_bytes().len(),
             compressed: OnceLock::new(),
         }
+    }
+
+    /// The record as a journal keeps it.
+    fn entry(&self, stream: u32) -> journal::Entry<'_> {
+        journal::Entry::Event {
+            stream,
+            offset: self.offset,
+            at: self.appended_at.as_microsecond(),
+            event_type: self.event_type.as_str().into(),
+            latest_key: self.latest_key.as_deref().map(Into::into),
+            id: self.id.as_ref().map(|id| id.as_str().into()),
+            json: String::from_utf8_lossy(self.json()),
+        }
+    }
+
+    /// A record as a journal kept it.
+    fn restored(
+        offset: Offset,
+        event_type: EventType,
+        latest_key: Option<Arc<str>>,
+        id: Option<EventId>,
+        appended_at: Timestamp,
+        json: &str,
+    ) -> Self {
+        let json_start = Header::new(Frame::Text, json.len()).as_bytes().len();
+        let frame = Frame::Text.encode(json.as_bytes());
+        let compressed = OnceLock::new();
+        Self { offset, event_type, latest_key, id, appended_at, frame, json_start, compressed }
     }
 
     /// Whether it is never dropped or merged.
@@ -151,6 +180,9 @@ pub enum EngineError {
     /// The store does not answer; whether the request took effect is unknown. Try again.
     #[error("the engine does not answer: {0}")]
     Unavailable(String),
+    /// The journal cannot be written, so nothing was appended. Try again when the disk has room or is mended.
+    #[error("the journal cannot be written: {0}")]
+    Journal(String),
 }
 
 /// Takes what an engine hands on: the hub.
@@ -220,6 +252,14 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
         token: &ResumeToken,
         successor: SavedConnection,
     ) -> Result<Option<SavedConnection>, EngineError>;
+
+    /// Why nothing can be appended at present; `None`: all is well.
+    fn failing(&self) -> Option<String> {
+        None
+    }
+
+    /// Ends in good order: what was appended is safe, and nothing is appended any more.
+    async fn close(&self) {}
 
     /// How many streams are kept here; for metrics.
     fn stream_count(&self) -> usize;

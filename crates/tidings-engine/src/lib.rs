@@ -13,4 +13,4 @@ mod session;
 pub mod shard;
 pub mod wire;
 
-pub use node::{Node, NodeOptions};
+pub use node::{Node, NodeError, NodeOptions};

@@ -12,8 +12,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     driver::{Driver, ShardHandle},
     engine::{
-        Appended, Deliver, Engine, EngineError, HistoryLimits,
-        embedded::{EmbeddedEngine, system_clock},
+        Appended, Deliver, Engine, EngineError,
+        embedded::{EmbeddedEngine, EmbeddedOptions, system_clock},
+        journal::JournalError,
     },
     hub::{Hub, HubCounts},
     shard::ShardOptions,
@@ -29,10 +30,19 @@ pub struct NodeOptions {
     pub shards: usize,
     /// What connections are told and allowed.
     pub shard: ShardOptions,
-    /// How much history a stream keeps.
-    pub history: HistoryLimits,
-    /// How long a lost connection can be resumed.
-    pub connection_timeout: Duration,
+    /// What the engine keeps.
+    pub engine: EmbeddedOptions,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The engine does not answer.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
 /// A node: publishes events and takes connections.
@@ -50,12 +60,10 @@ impl Node {
         options: NodeOptions,
         tasks: &TaskTracker,
         shutdown: CancellationToken,
-    ) -> Result<(Self, Vec<Driver>), EngineError> {
+    ) -> Result<(Self, Vec<Driver>), NodeError> {
         let hub = Arc::new(Hub::new(options.shards));
         let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&hub) as Arc<dyn Deliver>));
-        let engine =
-            EmbeddedEngine::new(options.history, options.connection_timeout, system_clock(), deliver);
-        let engine = Arc::new(engine);
+        let engine = Arc::new(EmbeddedEngine::open(options.engine, system_clock(), deliver)?);
         let (upkeep, followed) = (Arc::clone(&engine), Arc::clone(&hub));
         tasks.spawn(async move {
             let mut interval = tokio::time::interval(FORGET_INTERVAL);
@@ -107,6 +115,11 @@ impl Node {
     /// Closes every connection with `code`, each after what waits for it; the shards end when the last has left.
     pub fn close_all(&self, code: CloseCode) {
         self.hub.close_all(code);
+    }
+
+    /// Ends in good order, once nobody publishes any more.
+    pub async fn close(&self) {
+        self.engine.close().await;
     }
 
     /// Drops every connection where it stands; the shards end.

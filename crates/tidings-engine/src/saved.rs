@@ -2,19 +2,26 @@
 
 use std::{fmt, sync::Arc};
 
-use serde::{Deserialize, Serialize};
 use tidings_protocol::{StreamId, TypeFilter};
 
 use crate::{random, shard::ConnectionKey};
 
 /// Names a client over all of its connections; a UUID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientId(u128);
 
 impl ClientId {
     /// A name that nobody else has.
     pub fn random() -> Self {
         Self(uuid::Uuid::now_v7().as_u128())
+    }
+
+    pub(crate) fn as_u128(self) -> u128 {
+        self.0
+    }
+
+    pub(crate) fn from_u128(id: u128) -> Self {
+        Self(id)
     }
 }
 
@@ -25,13 +32,21 @@ impl fmt::Display for ClientId {
 }
 
 /// Good once, to take a connection over: 128 random bits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ResumeToken([u8; 16]);
 
 impl ResumeToken {
     /// A token that cannot be guessed.
     pub fn random() -> Self {
         Self(random::bytes())
+    }
+
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+
+    pub(crate) fn from_bytes(token: [u8; 16]) -> Self {
+        Self(token)
     }
 
     /// Reads a token as a client sends it; `None`: it cannot be one of ours.

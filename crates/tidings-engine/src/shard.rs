@@ -19,7 +19,6 @@ use std::{
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
 use slab::Slab;
 use tidings_protocol::{
     CloseCode, PROTOCOL_VERSION, Position, ServerMessage, StreamId, Timestamp, TypeFilter,
@@ -43,7 +42,7 @@ pub use encoding::Encoding;
 const CLOSE_TIMEOUT_MS: u64 = 2000;
 
 /// Names a connection within its node; never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionKey {
     /// The shard that has it.
     pub shard: u16,

@@ -70,6 +70,14 @@ impl TypeFilter {
         Ok(Self { patterns: parsed })
     }
 
+    /// The patterns as a client sends them; none: everything passes.
+    pub fn patterns(&self) -> impl Iterator<Item = String> {
+        self.patterns.iter().map(|pattern| match pattern {
+            Pattern::Word(word) => format!("{word}.*"),
+            Pattern::Exact(exact) => exact.to_string(),
+        })
+    }
+
     /// Whether an event of this type passes.
     pub fn matches(&self, event_type: &EventType) -> bool {
         self.patterns.is_empty()

@@ -26,6 +26,16 @@ impl Timestamp {
         self.0.as_second() - earlier.0.as_second()
     }
 
+    /// Microseconds since 1970-01-01T00:00:00Z.
+    pub fn as_microsecond(self) -> i64 {
+        self.0.as_microsecond()
+    }
+
+    /// The moment so many microseconds after 1970-01-01T00:00:00Z; `None`: beyond any calendar.
+    pub fn from_microsecond(microseconds: i64) -> Option<Self> {
+        jiff::Timestamp::from_microsecond(microseconds).ok().map(Self)
+    }
+
     /// Milliseconds since 1970-01-01T00:00:00Z.
     pub fn as_millisecond(self) -> i64 {
         self.0.as_millisecond()

@@ -10,7 +10,13 @@ use std::{
     time::Duration,
 };
 
-use tidings_engine::{engine::HistoryLimits, hub::SHARDS_MAX};
+use tidings_engine::{
+    engine::{
+        HistoryLimits,
+        journal::{JournalOptions, Sync},
+    },
+    hub::SHARDS_MAX,
+};
 use tidings_protocol::ProjectId;
 
 pub use layers::{Flags, Layers, Origin, SettingError, Value};
@@ -69,6 +75,8 @@ pub struct Settings {
     pub shards: usize,
     /// How long a lost connection can be resumed.
     pub connection_timeout: Duration,
+    /// Where the journal is; `None`: nothing outlives the process.
+    pub journal: Option<JournalOptions>,
     /// Keys that may publish.
     pub publish_keys: Vec<String>,
     /// The key that may do everything.
@@ -173,6 +181,7 @@ impl Settings {
                 Some(_) => layers.number("TIDINGS_SHARDS", 1, SHARDS_MAX as u64)?,
                 None => std::thread::available_parallelism().map_or(1, NonZero::get).min(SHARDS_MAX),
             },
+            journal: journal(layers)?,
             connection_timeout: Duration::from_secs(layers.number(
                 "WS_CONNECTION_TIMEOUT",
                 1,
@@ -270,6 +279,23 @@ fn redis_url(layers: &Layers) -> Result<Option<String>, SettingError> {
         Err(error) => Err(layers
             .error("REDIS_URL", format!("expected `redis://host:port` or `rediss://host:port`: {error}"))),
     }
+}
+
+fn journal(layers: &Layers) -> Result<Option<JournalOptions>, SettingError> {
+    let sync = layers.choice(
+        "TIDINGS_FSYNC",
+        &[
+            ("always", Sync::Always),
+            ("interval", Sync::Interval(Duration::from_secs(1))),
+            ("never", Sync::Never),
+        ],
+    )?;
+    let options = JournalOptions {
+        folder: layers.text("TIDINGS_DATA_DIR").into(),
+        sync,
+        log_bytes_max: layers.number("TIDINGS_JOURNAL_BYTES", 1 << 16, 1 << 40)?,
+    };
+    Ok(layers.choice("TIDINGS_PERSIST", &YES_OR_NO)?.then_some(options))
 }
 
 fn workspaces(layers: &Layers) -> Result<BTreeMap<String, ProjectId>, SettingError> {

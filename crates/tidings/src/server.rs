@@ -11,7 +11,12 @@ use std::{
 };
 
 use axum::{Extension, Router};
-use tidings_engine::{Node, NodeOptions, driver::Driver, engine::EngineError, shard::ShardOptions};
+use tidings_engine::{
+    Node, NodeError, NodeOptions,
+    driver::Driver,
+    engine::{EngineError, embedded::EmbeddedOptions, journal::JournalError},
+    shard::ShardOptions,
+};
 use tidings_protocol::CloseCode;
 use tokio_util::{
     sync::CancellationToken,
@@ -47,15 +52,27 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// The engine does not start.
+    /// The journal cannot be used.
+    #[error("TIDINGS_DATA_DIR: {0}")]
+    Journal(JournalError),
+    /// The engine does not answer.
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Engine(EngineError),
     /// A shard's thread cannot be started.
     #[error("a thread cannot be started: {0}")]
     Thread(io::Error),
     /// `TIDINGS_ALLOWED_ORIGINS` is not a list of origins and globs.
     #[error("TIDINGS_ALLOWED_ORIGINS: {0}")]
     Origins(#[from] globset::Error),
+}
+
+impl From<NodeError> for StartError {
+    fn from(error: NodeError) -> Self {
+        match error {
+            NodeError::Journal(error) => Self::Journal(error),
+            NodeError::Engine(error) => Self::Engine(error),
+        }
+    }
 }
 
 fn hint_for(error: &io::Error) -> &'static str {
@@ -178,6 +195,7 @@ impl Server {
             // What is left are HTTP requests whose clients neither send nor read; the process's end ends them.
             let _ = tokio::time::timeout(STOP_TIMEOUT, edge.tasks.wait()).await;
         }
+        edge.node.close().await;
         tracing::info!("stopped");
         Ok(cut_off)
     }
@@ -196,8 +214,11 @@ fn node_options(settings: &Settings) -> NodeOptions {
             slow_bytes_max: settings.slow_bytes_max,
             retained_bytes_max: settings.retained_bytes_max,
         },
-        history: settings.history.clone(),
-        connection_timeout: settings.connection_timeout,
+        engine: EmbeddedOptions {
+            history: settings.history.clone(),
+            connection_timeout: settings.connection_timeout,
+            journal: settings.journal.clone(),
+        },
     }
 }
 

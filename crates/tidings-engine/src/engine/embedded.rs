@@ -1,4 +1,7 @@
-//! The embedded engine: streams in this process's memory, for one node.
+//! The embedded engine: streams in this process's memory, for one node, with a journal on disk if it is given a folder.
+
+mod appender;
+mod recovery;
 
 use std::{
     fmt,
@@ -17,9 +20,12 @@ use crate::{
 
 use super::{
     Appended, Deliver, Engine, EngineError, HistoryLimits, HistoryPage, Joined, PageLimit,
+    journal::{JournalError, JournalOptions},
     saved_connections::SavedConnections,
     streams::{Staged, Streams},
 };
+
+use appender::Appender;
 
 /// Tells the time; a function, so that tests can tell it their own.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -29,8 +35,28 @@ pub fn system_clock() -> Clock {
     Arc::new(|| jiff::Timestamp::now().into())
 }
 
+/// What the engine keeps, and where.
+#[derive(Clone, Debug)]
+pub struct EmbeddedOptions {
+    /// How much history a stream keeps.
+    pub history: HistoryLimits,
+    /// How long a lost connection can be resumed.
+    pub connection_timeout: Duration,
+    /// `None`: nothing outlives the process.
+    pub journal: Option<JournalOptions>,
+}
+
 /// Streams in memory. See [`Engine`] for what it promises.
+///
+/// With a journal, one thread numbers what is appended, writes it, and only then lets it show. What comes while it writes is
+/// written together.
 pub struct EmbeddedEngine {
+    shared: Arc<Shared>,
+    appender: Option<Appender>,
+}
+
+/// What the engine's callers and its appender share.
+struct Shared {
     clock: Clock,
     /// The hub. Weak, because the hub's owner owns the engine, too.
     deliver: Weak<dyn Deliver>,
@@ -45,50 +71,77 @@ struct Kept {
 
 impl fmt::Debug for EmbeddedEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EmbeddedEngine").finish_non_exhaustive()
+        f.debug_struct("EmbeddedEngine").field("appender", &self.appender).finish_non_exhaustive()
     }
 }
 
 impl EmbeddedEngine {
-    /// An engine without streams, which hands what is appended to `deliver`. A lost connection can be resumed for
-    /// `connection_timeout`.
-    pub fn new(
-        limits: HistoryLimits,
-        connection_timeout: Duration,
+    /// Opens the engine, with what its journal holds, and hands what is appended from now on to `deliver`.
+    pub fn open(
+        options: EmbeddedOptions,
         clock: Clock,
         deliver: Weak<dyn Deliver>,
-    ) -> Self {
-        let kept =
-            Kept { streams: Streams::new(limits), connections: SavedConnections::new(connection_timeout) };
-        Self { clock, deliver, kept: Mutex::new(kept) }
+    ) -> Result<Self, JournalError> {
+        let has_journal = options.journal.is_some();
+        let mut kept = Kept {
+            streams: Streams::new(options.history, has_journal),
+            connections: SavedConnections::new(options.connection_timeout, has_journal),
+        };
+        let log = match options.journal {
+            Some(journal) => Some(recovery::recover(journal, &mut kept, clock())?),
+            None => None,
+        };
+        let shared = Arc::new(Shared { clock, deliver, kept: Mutex::new(kept) });
+        let appender = log.map(|log| Appender::start(Arc::clone(&shared), log)).transpose()?;
+        Ok(Self { shared, appender })
     }
 
     /// Forgets history that is too old, streams that nobody used for 30 days, and connections that nobody came back for; a
     /// stream that `is_followed` is in use. Costs a walk over all of them; once a minute is often enough, because what is
     /// read is trimmed anyway.
     pub fn forget_old(&self, is_followed: impl Fn(&StreamId) -> bool) {
-        let now = (self.clock)();
-        let mut kept = self.kept.lock();
+        let now = (self.shared.clock)();
+        let mut kept = self.shared.kept.lock();
         kept.streams.forget_old(now, is_followed);
         kept.connections.forget_old(now);
+    }
+
+    /// Changes what is kept of connections, and lets the journal know.
+    fn change<T>(&self, change: impl FnOnce(&mut SavedConnections, Timestamp) -> T) -> T {
+        let now = (self.shared.clock)();
+        let changed = change(&mut self.shared.kept.lock().connections, now);
+        if let Some(appender) = &self.appender {
+            appender.wake();
+        }
+        changed
+    }
+}
+
+impl Shared {
+    /// Lets what was staged show, here and at the subscribers.
+    fn apply(&self, kept: &mut Kept, staged: &Staged) {
+        kept.streams.apply(staged);
+        if let Some(deliver) = self.deliver.upgrade() {
+            for run in &staged.runs {
+                deliver.deliver(&run.stream, &run.position, &run.records);
+            }
+        }
     }
 }
 
 #[async_trait]
 impl Engine for EmbeddedEngine {
     async fn append(&self, events: Vec<Event>) -> Result<Vec<Appended>, EngineError> {
-        let now = (self.clock)();
+        if let Some(appender) = &self.appender {
+            return appender.append(events).await;
+        }
+        let now = (self.shared.clock)();
         let mut staged = Staged::default();
-        let mut kept = self.kept.lock();
+        let mut kept = self.shared.kept.lock();
         for event in &events {
             kept.streams.stage(event, now, &mut staged);
         }
-        kept.streams.apply(&staged);
-        if let Some(deliver) = self.deliver.upgrade() {
-            for run in &staged.runs {
-                deliver.deliver(&run.stream, &run.position, &run.records);
-            }
-        }
+        self.shared.apply(&mut kept, &staged);
         Ok(staged.appended)
     }
 
@@ -98,8 +151,15 @@ impl Engine for EmbeddedEngine {
         since: Option<&Position>,
         types: &TypeFilter,
     ) -> Result<Joined, EngineError> {
-        let now = (self.clock)();
-        Ok(self.kept.lock().streams.join(stream, since, types, now))
+        let now = (self.shared.clock)();
+        let mut kept = self.shared.kept.lock();
+        let joined = kept.streams.join(stream, since, types, now);
+        let has_changed = kept.streams.has_changes();
+        drop(kept);
+        if let Some(appender) = self.appender.as_ref().filter(|_| has_changed) {
+            appender.wake();
+        }
+        Ok(joined)
     }
 
     async fn history(
@@ -108,30 +168,29 @@ impl Engine for EmbeddedEngine {
         since: Option<&Position>,
         limit: PageLimit,
     ) -> Result<HistoryPage, EngineError> {
-        let now = (self.clock)();
-        Ok(self.kept.lock().streams.history(stream, since, &limit, now))
+        let now = (self.shared.clock)();
+        Ok(self.shared.kept.lock().streams.history(stream, since, &limit, now))
     }
 
     async fn position(&self, stream: &StreamId) -> Result<Position, EngineError> {
-        let now = (self.clock)();
-        let mut kept = self.kept.lock();
+        let now = (self.shared.clock)();
+        let mut kept = self.shared.kept.lock();
         let stream = kept.streams.stream(stream, now);
         Ok(stream.position_at(stream.offset))
     }
 
     async fn save(&self, connection: SavedConnection) -> Result<(), EngineError> {
-        self.kept.lock().connections.save(connection, None);
+        self.change(|connections, _| connections.save(connection, None));
         Ok(())
     }
 
     async fn release(&self, client: ClientId, owner: ConnectionKey) -> Result<(), EngineError> {
-        let now = (self.clock)();
-        self.kept.lock().connections.release(client, owner, now);
+        self.change(|connections, now| connections.release(client, owner, now));
         Ok(())
     }
 
     async fn forget(&self, client: ClientId, owner: ConnectionKey) -> Result<(), EngineError> {
-        self.kept.lock().connections.forget(client, owner);
+        self.change(|connections, _| connections.forget(client, owner));
         Ok(())
     }
 
@@ -140,12 +199,20 @@ impl Engine for EmbeddedEngine {
         token: &ResumeToken,
         successor: SavedConnection,
     ) -> Result<Option<SavedConnection>, EngineError> {
-        let now = (self.clock)();
-        let taken = self.kept.lock().connections.take_over(token, successor, now);
-        Ok(taken.map(|(former, _)| former))
+        Ok(self.change(|connections, now| connections.take_over(token, successor, now)))
+    }
+
+    fn failing(&self) -> Option<String> {
+        self.appender.as_ref().and_then(Appender::failing)
+    }
+
+    async fn close(&self) {
+        if let Some(appender) = &self.appender {
+            appender.close().await;
+        }
     }
 
     fn stream_count(&self) -> usize {
-        self.kept.lock().streams.len()
+        self.shared.kept.lock().streams.len()
     }
 }

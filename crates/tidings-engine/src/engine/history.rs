@@ -134,7 +134,10 @@ impl History {
     }
 
     pub(super) fn push(&mut self, record: &Arc<Record>) {
-        self.recent.push(record);
+        // Of a history that is being restored, the exact log may not reach back to it.
+        if record.offset > self.recent.dropped_to {
+            self.recent.push(record);
+        }
         match &record.latest_key {
             Some(key) => self.latest.push(key, record),
             None => self.durable.push(record),
@@ -146,6 +149,43 @@ impl History {
             }
         }
         self.trim(record.appended_at);
+    }
+
+    /// Every record that is kept, in order.
+    pub(super) fn records(&self) -> Vec<Arc<Record>> {
+        let mut records: Vec<_> =
+            self.durable.records.iter().chain(self.latest.by_offset.values()).cloned().collect();
+        let exact_from = self.recent.dropped_to;
+        records.retain(|record| record.offset <= exact_from);
+        records.sort_unstable_by_key(|record| record.offset);
+        records.extend(self.recent.records.iter().cloned());
+        records
+    }
+
+    /// Ids that are known though their records were replaced.
+    pub(super) fn replaced_ids(&self) -> impl Iterator<Item = (&EventId, Offset, Timestamp)> {
+        self.latest_ids.iter().filter_map(|(at, id)| {
+            let offset = *self.ids.get(id)?;
+            let kept = offset > self.recent.dropped_to || self.latest.by_offset.contains_key(&offset);
+            (!kept).then_some((id, offset, *at))
+        })
+    }
+
+    /// Up to where records were dropped: of the exact log, of the durable one, and of the newest of each key.
+    pub(super) fn dropped_to(&self) -> [Offset; 3] {
+        [self.recent.dropped_to, self.durable.dropped_to, self.latest.dropped_to]
+    }
+
+    /// Begins as a history that reached back to where another one does.
+    pub(super) fn restore_dropped_to(&mut self, [recent, durable, latest]: [Offset; 3]) {
+        self.recent.dropped_to = recent;
+        self.durable.dropped_to = durable;
+        self.latest.dropped_to = latest;
+    }
+
+    pub(super) fn restore_id(&mut self, id: EventId, offset: Offset, at: Timestamp) {
+        self.ids.insert(id.clone(), offset);
+        self.latest_ids.push_back((at, id));
     }
 
     /// Drops what the limits do not allow any more.

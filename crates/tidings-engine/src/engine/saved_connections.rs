@@ -1,6 +1,9 @@
 //! The saved connections of the embedded engine: pure, the time is passed in.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tidings_protocol::Timestamp;
 
@@ -9,6 +12,8 @@ use crate::{
     shard::ConnectionKey,
 };
 
+use super::journal::{Entry, encode};
+
 /// Connections by the token that stands for them.
 #[derive(Debug)]
 pub(super) struct SavedConnections {
@@ -16,6 +21,9 @@ pub(super) struct SavedConnections {
     timeout: Duration,
     by_client: HashMap<ClientId, Kept>,
     clients: HashMap<ResumeToken, ClientId>,
+    /// Who has changed since the journal was last told. Empty without a journal.
+    unjournaled: HashSet<ClientId>,
+    has_journal: bool,
 }
 
 #[derive(Debug)]
@@ -25,11 +33,19 @@ struct Kept {
 }
 
 impl SavedConnections {
-    pub(super) fn new(timeout: Duration) -> Self {
-        Self { timeout, by_client: HashMap::new(), clients: HashMap::new() }
+    /// `has_journal`: what changes is noted for it.
+    pub(super) fn new(timeout: Duration, has_journal: bool) -> Self {
+        Self {
+            timeout,
+            by_client: HashMap::new(),
+            clients: HashMap::new(),
+            unjournaled: HashSet::new(),
+            has_journal,
+        }
     }
 
     pub(super) fn save(&mut self, connection: SavedConnection, lost_at: Option<Timestamp>) {
+        self.changed(connection.client);
         self.clients.insert(connection.token, connection.client);
         let token = connection.token;
         let former = self.by_client.insert(connection.client, Kept { connection, lost_at });
@@ -38,34 +54,36 @@ impl SavedConnections {
         }
     }
 
-    /// Whether the connection was `owner`'s, and is lost now.
-    pub(super) fn release(&mut self, client: ClientId, owner: ConnectionKey, now: Timestamp) -> bool {
-        let owned = self.by_client.get_mut(&client).filter(|kept| kept.connection.owner == Some(owner));
-        let Some(kept) = owned else { return false };
-        kept.connection.owner = None;
-        kept.lost_at = Some(now);
-        true
+    /// The connection is lost now, if it was `owner`'s.
+    pub(super) fn release(&mut self, client: ClientId, owner: ConnectionKey, now: Timestamp) {
+        if let Some(kept) = self.by_client.get_mut(&client).filter(|kept| kept.is_of(owner)) {
+            kept.connection.owner = None;
+            kept.lost_at = Some(now);
+            self.changed(client);
+        }
     }
 
-    /// Whether the connection was `owner`'s, and is forgotten now.
-    pub(super) fn forget(&mut self, client: ClientId, owner: ConnectionKey) -> bool {
-        let owned = self.by_client.get(&client).is_some_and(|kept| kept.connection.owner == Some(owner));
-        owned && self.remove(client).is_some()
+    /// The connection is forgotten now, if it was `owner`'s.
+    pub(super) fn forget(&mut self, client: ClientId, owner: ConnectionKey) {
+        if self.by_client.get(&client).is_some_and(|kept| kept.is_of(owner)) {
+            self.remove(client);
+        }
     }
 
     pub(super) fn remove(&mut self, client: ClientId) -> Option<SavedConnection> {
         let kept = self.by_client.remove(&client)?;
         self.clients.remove(&kept.connection.token);
+        self.changed(client);
         Some(kept.connection)
     }
 
-    /// See [`Engine::take_over`](super::Engine::take_over). Returns the former connection, and how it is kept from now on.
+    /// See [`Engine::take_over`](super::Engine::take_over).
     pub(super) fn take_over(
         &mut self,
         token: &ResumeToken,
         successor: SavedConnection,
         now: Timestamp,
-    ) -> Option<(SavedConnection, SavedConnection)> {
+    ) -> Option<SavedConnection> {
         let client = *self.clients.get(token)?;
         // A connection cannot take itself over.
         let alive = self.by_client.get(&client).is_some_and(|kept| !self.is_over(kept, now));
@@ -74,27 +92,67 @@ impl SavedConnections {
         }
         let former = self.remove(client)?;
         self.remove(successor.client);
-        let kept = SavedConnection { client, subscriptions: former.subscriptions.clone(), ..successor };
-        self.save(kept.clone(), None);
-        Some((former, kept))
+        let subscriptions = former.subscriptions.clone();
+        self.save(SavedConnection { client, subscriptions, ..successor }, None);
+        Some(former)
     }
 
-    /// Forgets what nobody came back for in time; returns whom.
-    pub(super) fn forget_old(&mut self, now: Timestamp) -> Vec<ClientId> {
+    /// Forgets what nobody came back for in time.
+    pub(super) fn forget_old(&mut self, now: Timestamp) {
         let over = self.by_client.iter().filter(|(_, kept)| self.is_over(kept, now));
         let over: Vec<_> = over.map(|(client, _)| *client).collect();
-        for client in &over {
-            self.remove(*client);
+        for client in over {
+            self.remove(client);
         }
-        over
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&SavedConnection, Option<Timestamp>)> {
-        self.by_client.values().map(|kept| (&kept.connection, kept.lost_at))
+    /// Writes what the journal does not know yet, and takes it as known; who that was.
+    pub(super) fn take_changes(&mut self, buffer: &mut Vec<u8>) -> HashSet<ClientId> {
+        let changed = std::mem::take(&mut self.unjournaled);
+        for client in &changed {
+            match self.by_client.get(client) {
+                Some(kept) => encode(&kept.entry(), buffer),
+                None => encode(&Entry::Gone { client: client.as_u128() }, buffer),
+            }
+        }
+        changed
+    }
+
+    /// It could not be written after all.
+    pub(super) fn put_changes_back(&mut self, changed: HashSet<ClientId>) {
+        self.unjournaled.extend(changed);
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry<'static>> {
+        self.by_client.values().map(Kept::entry)
+    }
+
+    fn changed(&mut self, client: ClientId) {
+        if self.has_journal {
+            self.unjournaled.insert(client);
+        }
     }
 
     fn is_over(&self, kept: &Kept, now: Timestamp) -> bool {
         let seconds = i64::try_from(self.timeout.as_secs()).unwrap_or(i64::MAX);
         kept.lost_at.is_some_and(|lost_at| now.seconds_since(lost_at) > seconds)
+    }
+}
+
+impl Kept {
+    fn is_of(&self, owner: ConnectionKey) -> bool {
+        self.connection.owner == Some(owner)
+    }
+
+    fn entry(&self) -> Entry<'static> {
+        let subscriptions = self.connection.subscriptions.iter();
+        let subscriptions = subscriptions
+            .map(|(stream, types)| (stream.to_string().into(), types.patterns().map(Into::into).collect()));
+        Entry::Connection {
+            client: self.connection.client.as_u128(),
+            token: self.connection.token.to_bytes(),
+            lost_at: self.lost_at.map(Timestamp::as_microsecond),
+            subscriptions: subscriptions.collect(),
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use serde_json::value::RawValue;
 use tidings_protocol::{EventType, ObjectWriter, Offset, RawObject, StateSnapshot, Timestamp, TypeFilter};
 
-use super::Record;
+use super::{Record, journal::StateEntry};
 
 /// How long an ended task still shows.
 const ENDED_SECONDS_MAX: i64 = 5 * 60;
@@ -124,6 +124,43 @@ impl StateFold {
             let order = if entry.ended { &mut self.ended } else { &mut self.running };
             order.remove(&entry.offset);
         }
+    }
+
+    /// What is kept, for a checkpoint.
+    pub(super) fn entries(&self) -> impl Iterator<Item = StateEntry<'_>> {
+        self.entries.iter().map(|(subject, entry)| StateEntry {
+            is_task: matches!(subject, Subject::Task(_)),
+            id: match subject {
+                Subject::Task(id) | Subject::Process(id) => (&**id).into(),
+            },
+            open_json: (&*entry.open_json).into(),
+            started: entry.started.as_deref().map(Into::into),
+            event_type: entry.event_type.as_str().into(),
+            offset: entry.offset,
+            at: entry.appended_at.as_microsecond(),
+            ended: entry.ended,
+            attempt: entry.attempt,
+        })
+    }
+
+    /// Takes back what [`StateFold::entries`] gave; `None`: it is nothing that it gives.
+    pub(super) fn restore(&mut self, state: &StateEntry<'_>) -> Option<()> {
+        let make = if state.is_task { Subject::Task } else { Subject::Process };
+        let subject = make(state.id.as_ref().into());
+        let entry = Entry {
+            open_json: state.open_json.as_ref().into(),
+            started: state.started.as_deref().map(Into::into),
+            event_type: EventType::try_from(&*state.event_type).ok()?,
+            offset: state.offset,
+            appended_at: Timestamp::from_microsecond(state.at)?,
+            ended: state.ended,
+            attempt: state.attempt,
+        };
+        self.bytes += entry.bytes();
+        let order = if entry.ended { &mut self.ended } else { &mut self.running };
+        order.insert(entry.offset, subject.clone());
+        self.entries.insert(subject, entry);
+        Some(())
     }
 
     /// Drops what does not show any more, and what is too much: first what has ended.

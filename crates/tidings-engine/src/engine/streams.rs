@@ -8,12 +8,16 @@ use tidings_protocol::{Epoch, Event, EventId, Offset, Position, StreamId, Timest
 use crate::random;
 
 use super::{
-    Appended, CatchUp, HistoryLimits, HistoryPage, Joined, PageLimit, Record, history::History,
+    Appended, CatchUp, HistoryLimits, HistoryPage, Joined, PageLimit, Record,
+    history::History,
+    journal::{Entry, StreamEntry, encode},
     state::StateFold,
 };
 
 /// How long a stream that nobody uses is remembered.
 const UNUSED_SECONDS_MAX: i64 = 30 * 24 * 60 * 60;
+/// Former epochs that a stream remembers: one for each crash of the machine that lost something.
+const FORMER_EPOCHS_MAX: usize = 8;
 /// A replay is read whole: what it holds is bounded by the history itself.
 const WHOLE: PageLimit = PageLimit { records: usize::MAX, bytes: usize::MAX, folded: false };
 
@@ -21,11 +25,21 @@ const WHOLE: PageLimit = PageLimit { records: usize::MAX, bytes: usize::MAX, fol
 pub(super) struct Streams {
     limits: HistoryLimits,
     by_id: HashMap<StreamId, Stream>,
+    /// Streams have numbers in the journal.
+    next_number: u32,
+    /// What the journal does not know yet: streams that are new, and the numbers of those that were forgotten. Empty
+    /// without a journal.
+    unjournaled: Vec<StreamId>,
+    forgotten: Vec<u32>,
+    has_journal: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Stream {
+    pub(super) number: u32,
     pub(super) epoch: Epoch,
+    /// Former epochs, each with the last offset that this one shares with it.
+    pub(super) former: Vec<Position>,
     /// The newest event that shows.
     pub(super) offset: Offset,
     /// The newest event that has a number.
@@ -55,8 +69,16 @@ pub(super) struct Run {
 }
 
 impl Streams {
-    pub(super) fn new(limits: HistoryLimits) -> Self {
-        Self { limits, by_id: HashMap::new() }
+    /// `has_journal`: what is new is noted for it.
+    pub(super) fn new(limits: HistoryLimits, has_journal: bool) -> Self {
+        Self {
+            limits,
+            by_id: HashMap::new(),
+            next_number: 0,
+            unjournaled: Vec::new(),
+            forgotten: Vec::new(),
+            has_journal,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -68,12 +90,75 @@ impl Streams {
         if !self.by_id.contains_key(id) {
             // 80 bits: that two lives get the same name does not happen.
             let epoch = Epoch::new(random::hex::<10>());
-            self.by_id.insert(id.clone(), Stream::new(epoch, self.limits.clone(), now));
+            self.insert(id, self.next_number, epoch, now);
+            if self.has_journal {
+                self.unjournaled.push(id.clone());
+            }
         }
         let stream = self.by_id.get_mut(id).expect("it was there, or was put there just now");
         stream.used_at = now;
         stream.history.trim(now);
         stream
+    }
+
+    /// A stream as the journal has it.
+    pub(super) fn insert(&mut self, id: &StreamId, number: u32, epoch: Epoch, now: Timestamp) -> &mut Stream {
+        self.next_number = self.next_number.max(number + 1);
+        self.by_id.entry(id.clone()).or_insert_with(|| Stream::new(number, epoch, self.limits.clone(), now))
+    }
+
+    pub(super) fn remove(&mut self, id: &StreamId) {
+        self.by_id.remove(id);
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&StreamId, &Stream)> {
+        self.by_id.iter()
+    }
+
+    /// Lets every stream begin a new epoch where it stands: what came behind may have been lost.
+    pub(super) fn branch_all(&mut self) {
+        for (id, stream) in &mut self.by_id {
+            stream.former.push(stream.position_at(stream.offset));
+            if stream.former.len() > FORMER_EPOCHS_MAX {
+                stream.former.remove(0);
+            }
+            stream.epoch = Epoch::new(random::hex::<10>());
+            self.unjournaled.push(id.clone());
+        }
+    }
+
+    /// Whether there is something that the journal does not know yet.
+    pub(super) fn has_changes(&self) -> bool {
+        !(self.unjournaled.is_empty() && self.forgotten.is_empty())
+    }
+
+    /// Writes what the journal does not know yet, but for events; how much of it there was.
+    pub(super) fn encode_changes(&self, buffer: &mut Vec<u8>) -> (usize, usize) {
+        for stream in &self.forgotten {
+            encode(&Entry::Forgotten { stream: *stream }, buffer);
+        }
+        for id in &self.unjournaled {
+            if let Some(stream) = self.by_id.get(id) {
+                encode(&Entry::Stream(stream.entry(id)), buffer);
+            }
+        }
+        (self.unjournaled.len(), self.forgotten.len())
+    }
+
+    /// The journal knows so much of it now.
+    pub(super) fn changes_written(&mut self, (streams, forgotten): (usize, usize)) {
+        self.unjournaled.drain(..streams);
+        self.forgotten.drain(..forgotten);
+    }
+
+    /// Writes what was staged.
+    pub(super) fn encode_staged(&self, staged: &Staged, buffer: &mut Vec<u8>) {
+        for run in &staged.runs {
+            let Some(stream) = self.by_id.get(&run.stream) else { continue };
+            for record in &run.records {
+                encode(&record.entry(stream.number), buffer);
+            }
+        }
     }
 
     /// Numbers an event. One that repeats the id of another gets that one's place.
@@ -124,13 +209,20 @@ impl Streams {
 
     /// Forgets history that is too old, and streams that nobody used for 30 days; one that `is_followed` is in use.
     pub(super) fn forget_old(&mut self, now: Timestamp, is_followed: impl Fn(&StreamId) -> bool) {
+        let forgotten = &mut self.forgotten;
+        let has_journal = self.has_journal;
         self.by_id.retain(|id, stream| {
             stream.history.trim(now);
             stream.state.trim(now);
             if is_followed(id) {
                 stream.used_at = now;
             }
-            stream.staged > stream.offset || now.seconds_since(stream.used_at) <= UNUSED_SECONDS_MAX
+            let used =
+                stream.staged > stream.offset || now.seconds_since(stream.used_at) <= UNUSED_SECONDS_MAX;
+            if !used && has_journal {
+                forgotten.push(stream.number);
+            }
+            used
         });
     }
 
@@ -171,9 +263,11 @@ impl Streams {
 }
 
 impl Stream {
-    pub(super) fn new(epoch: Epoch, limits: HistoryLimits, now: Timestamp) -> Self {
+    fn new(number: u32, epoch: Epoch, limits: HistoryLimits, now: Timestamp) -> Self {
         Self {
+            number,
             epoch,
+            former: Vec::new(),
             offset: 0,
             staged: 0,
             history: History::new(limits),
@@ -186,6 +280,41 @@ impl Stream {
         Position { epoch: self.epoch.clone(), offset }
     }
 
+    /// Where the stream stands, for the journal.
+    pub(super) fn entry<'a>(&'a self, id: &'a StreamId) -> StreamEntry<'a> {
+        let former = self.former.iter().map(|former| (former.epoch.as_str().into(), former.offset));
+        StreamEntry {
+            number: self.number,
+            id: id.as_str().into(),
+            epoch: self.epoch.as_str().into(),
+            offset: self.offset,
+            former: former.collect(),
+            used_at: self.used_at.as_microsecond(),
+            dropped_to: self.history.dropped_to(),
+        }
+    }
+
+    /// Takes back where it stood.
+    pub(super) fn restore(&mut self, entry: &StreamEntry<'_>) {
+        self.epoch = Epoch::new(&*entry.epoch);
+        let former = entry.former.iter();
+        self.former =
+            former.map(|(epoch, offset)| Position { epoch: Epoch::new(&**epoch), offset: *offset }).collect();
+        self.offset = self.offset.max(entry.offset);
+        self.staged = self.offset;
+    }
+
+    /// Takes back a record; one of a checkpoint is in the state already.
+    pub(super) fn restore_record(&mut self, record: &Arc<Record>, in_state: bool) {
+        self.history.push(record);
+        if !in_state {
+            self.state.apply(record);
+        }
+        self.offset = self.offset.max(record.offset);
+        self.staged = self.offset;
+        self.used_at = self.used_at.max(record.appended_at);
+    }
+
     fn push(&mut self, record: &Arc<Record>) {
         self.history.push(record);
         self.state.apply(record);
@@ -194,7 +323,9 @@ impl Stream {
 
     /// What is kept behind `since`; incomplete also if `since` is not of this stream's life.
     fn read(&self, since: &Position, limit: &PageLimit) -> (bool, Vec<Arc<Record>>, bool) {
-        if since.epoch != self.epoch || since.offset > self.offset {
+        let shared =
+            self.former.iter().any(|former| former.epoch == since.epoch && since.offset <= former.offset);
+        if !shared && (since.epoch != self.epoch || since.offset > self.offset) {
             let (_, records, more) = self.history.read(0, limit);
             return (false, records, more);
         }

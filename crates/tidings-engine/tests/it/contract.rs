@@ -21,7 +21,7 @@ impl Deliver for Deliveries {
 }
 
 impl Deliveries {
-    fn of(&self, stream: &StreamId) -> Vec<Arc<Record>> {
+    pub(crate) fn of(&self, stream: &StreamId) -> Vec<Arc<Record>> {
         self.0.lock().iter().filter(|(of, _)| of == stream).map(|(_, record)| Arc::clone(record)).collect()
     }
 }

@@ -1,6 +1,7 @@
 //! The embedded engine: the contract, and what age does to it.
 
 use std::{
+    path::Path,
     sync::{
         Arc, Weak,
         atomic::{AtomicI64, Ordering},
@@ -11,7 +12,8 @@ use std::{
 use serde_json::json;
 use tidings_engine::engine::{
     CatchUp, Deliver, Engine, HistoryLimits,
-    embedded::{Clock, EmbeddedEngine, system_clock},
+    embedded::{Clock, EmbeddedEngine, EmbeddedOptions, system_clock},
+    journal::{JournalOptions, Sync},
 };
 use tidings_protocol::TypeFilter;
 
@@ -23,18 +25,52 @@ use crate::{
 fn engine(clock: Clock) -> (EmbeddedEngine, Arc<Deliveries>) {
     let deliveries = Arc::new(Deliveries::default());
     let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&deliveries) as Arc<dyn Deliver>));
-    let limits = HistoryLimits { events: 10, age: Duration::from_hours(1), bytes: 1 << 20 };
-    (EmbeddedEngine::new(limits, Duration::from_hours(1), clock, deliver), deliveries)
+    (EmbeddedEngine::open(options(None), clock, deliver).unwrap(), deliveries)
+}
+
+/// With a short history, kept in `folder` if there is one.
+pub(crate) fn options(folder: Option<&Path>) -> EmbeddedOptions {
+    let journal = folder.map(|folder| JournalOptions {
+        folder: folder.to_owned(),
+        sync: Sync::Never,
+        log_bytes_max: 1 << 30,
+    });
+    EmbeddedOptions {
+        history: HistoryLimits { events: 10, age: Duration::from_hours(1), bytes: 1 << 20 },
+        connection_timeout: Duration::from_hours(1),
+        journal,
+    }
 }
 
 macro_rules! contract {
-    ($($name:ident),* $(,)?) => {$(
-        #[tokio::test]
-        async fn $name() {
-            let (engine, deliveries) = engine(system_clock());
-            contract::$name(&engine, &deliveries).await;
+    ($($name:ident),* $(,)?) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                let (engine, deliveries) = engine(system_clock());
+                contract::$name(&engine, &deliveries).await;
+            }
+        )*
+
+        mod with_a_journal {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    let folder = tempfile::tempdir().unwrap();
+                    let (engine, deliveries) = super::journaled(folder.path());
+                    crate::contract::$name(&engine, &deliveries).await;
+                    tidings_engine::engine::Engine::close(&engine).await;
+                }
+            )*
         }
-    )*};
+    };
+}
+
+/// The same, with a journal.
+pub(crate) fn journaled(folder: &Path) -> (EmbeddedEngine, Arc<Deliveries>) {
+    let deliveries = Arc::new(Deliveries::default());
+    let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&deliveries) as Arc<dyn Deliver>));
+    (EmbeddedEngine::open(options(Some(folder)), system_clock(), deliver).unwrap(), deliveries)
 }
 
 contract! {

@@ -4,6 +4,7 @@
 
 mod contract;
 mod embedded;
+mod journal;
 mod simulation;
 
 use tidings_protocol::{EVENT_BYTES_MAX, Event, StreamId};

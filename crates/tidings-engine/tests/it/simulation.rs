@@ -20,7 +20,10 @@ use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tidings_engine::{
-    engine::{Deliver, Engine, HistoryLimits, Record, embedded::EmbeddedEngine},
+    engine::{
+        Deliver, Engine, HistoryLimits, Record,
+        embedded::{EmbeddedEngine, EmbeddedOptions},
+    },
     hub::ShardStats,
     shard::{
         Answer, ConnectionKey, Effect, Encoding, Moment, Opening, Question, Shard, ShardOptions, Socket,
@@ -226,8 +229,12 @@ impl World {
         let told = Arc::clone(&wall);
         let clock =
             Arc::new(move || jiff::Timestamp::from_millisecond(told.load(Ordering::Relaxed)).unwrap().into());
-        let limits = HistoryLimits { events: 40, age: Duration::from_mins(10), bytes: 1 << 20 };
-        let engine = EmbeddedEngine::new(limits, Duration::from_mins(1), clock, deliver);
+        let kept = EmbeddedOptions {
+            history: HistoryLimits { events: 40, age: Duration::from_mins(10), bytes: 1 << 20 },
+            connection_timeout: Duration::from_mins(1),
+            journal: None,
+        };
+        let engine = EmbeddedEngine::open(kept, clock, deliver).unwrap();
         let announcements = engine.position(&StreamId::Announcements).now_or_never().unwrap().unwrap();
         let now = Moment { ms: 0, wall: jiff::Timestamp::UNIX_EPOCH.into() };
         let stats = Arc::new(ShardStats::default());

@@ -1,6 +1,9 @@
 //! `tidings serve` and `tidings dev`.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,9 +36,10 @@ pub(super) fn dev(layers: &Layers, demo: bool) -> anyhow::Result<()> {
     }
     runtime()?.block_on(async {
         let insecurities = settings.insecurities();
+        let kept_in = settings.journal.as_ref().map(|journal| journal.folder.clone());
         let server = Server::bind(settings).await?;
         let address = server.address();
-        banner(address.port(), &insecurities, demo)?;
+        banner(address.port(), &insecurities, kept_in.as_deref(), demo)?;
         run(if demo { server.with_demo() } else { server }).await
     })
 }
@@ -82,7 +86,7 @@ async fn run(server: Server) -> anyhow::Result<()> {
     }
 }
 
-fn banner(port: u16, insecurities: &[&str], demo: bool) -> io::Result<()> {
+fn banner(port: u16, insecurities: &[&str], kept_in: Option<&Path>, demo: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(
         out,
@@ -92,7 +96,10 @@ fn banner(port: u16, insecurities: &[&str], demo: bool) -> io::Result<()> {
     for insecurity in insecurities {
         writeln!(out, "    - {insecurity}")?;
     }
-    writeln!(out, "    - nothing is kept: a restart begins anew\n")?;
+    match kept_in {
+        Some(folder) => writeln!(out, "\n  Streams    kept in {}", folder.display())?,
+        None => writeln!(out, "    - nothing is kept: a restart begins anew (TIDINGS_PERSIST=false)\n")?,
+    }
     writeln!(out, "  Console    http://localhost:{port}/console")?;
     writeln!(out, "  WebSocket  ws://localhost:{port}/ws")?;
     writeln!(out, "  Events     http://localhost:{port}/api/projects/demo/events")?;

@@ -29,7 +29,7 @@ impl Setting {
 }
 
 /// Every setting that has a meaning in this version.
-pub static SETTINGS: [Setting; 30] = [
+pub static SETTINGS: [Setting; 34] = [
     plain("ENVIRONMENT", Some("development"), "`development`, `docker` or `production`"),
     plain("BACKEND_HOST", Some("localhost"), "host that clients use inside the network"),
     plain("BACKEND_PORT", Some("8000"), "port to listen on, and that clients use inside the network"),
@@ -48,6 +48,26 @@ pub static SETTINGS: [Setting; 30] = [
     plain("TIDINGS_ENGINE", Some("embedded"), "where streams are kept: `embedded`"),
     plain("REDIS_CHANNEL", Some("websocket:broadcast"), "plain pub/sub channel that is listened to"),
     plain("WS_HEARTBEAT_INTERVAL", Some("30"), "seconds between `system.heartbeat` messages"),
+    plain(
+        "TIDINGS_PERSIST",
+        Some("true"),
+        "whether streams and saved connections outlive the process; `false`: nothing is written to disk",
+    ),
+    plain(
+        "TIDINGS_DATA_DIR",
+        Some(".tidings"),
+        "the folder that they are kept in; each service needs its own",
+    ),
+    plain(
+        "TIDINGS_FSYNC",
+        Some("interval"),
+        "when the disk is made to have what was written: `always` (before an event is acknowledged), `interval` (each second), `never`; it is about power cuts, a killed process loses nothing",
+    ),
+    plain(
+        "TIDINGS_JOURNAL_BYTES",
+        Some("67108864"),
+        "the journal's logs may grow to this before a checkpoint replaces them",
+    ),
     plain("WS_CONNECTION_TIMEOUT", Some("3600"), "seconds that a lost connection can be resumed"),
     plain("CONTAINER_ID", None, "this node's name; unset: the host name"),
     plain(
@@ -106,9 +126,7 @@ pub static SETTINGS: [Setting; 30] = [
 ];
 
 /// Variables of the contract that a later version gives a meaning: their own warning instead of "unknown".
-pub(super) const LATER: [&str; 13] = [
-    "TIDINGS_DATA_DIR",
-    "TIDINGS_PERSIST",
+pub(super) const LATER: [&str; 11] = [
     "TIDINGS_TRUSTED_PROXIES",
     "TIDINGS_DRAIN_SECONDS",
     "TIDINGS_SESSION_SECRET",

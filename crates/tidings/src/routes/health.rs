@@ -15,7 +15,8 @@ use super::Edge;
 /// `GET /health/websocket`: always 200 while it can answer.
 pub(super) async fn websocket(State(edge): State<Arc<Edge>>) -> Json<Value> {
     let heard = edge.channel.as_ref().is_some_and(|channel| channel.is_up());
-    let status = match (edge.is_draining(), edge.channel.is_some() && !heard) {
+    let degraded = (edge.channel.is_some() && !heard) || edge.node.engine().failing().is_some();
+    let status = match (edge.is_draining(), degraded) {
         (true, _) => "draining",
         (false, true) => "degraded",
         (false, false) => "healthy",
@@ -37,7 +38,8 @@ pub(super) async fn live(RawQuery(query): RawQuery) -> (StatusCode, String) {
 
 /// `GET /readyz`: fails at once when the node drains or events cannot flow.
 pub(super) async fn ready(State(edge): State<Arc<Edge>>, RawQuery(query): RawQuery) -> (StatusCode, String) {
-    let mut checks = vec![("not draining", !edge.is_draining())];
+    let appends = edge.node.engine().failing().is_none();
+    let mut checks = vec![("not draining", !edge.is_draining()), ("events can be appended", appends)];
     if let Some(channel) = &edge.channel {
         checks.push(("redis channel subscribed", channel.is_up()));
     }

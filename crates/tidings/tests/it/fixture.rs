@@ -41,7 +41,9 @@ impl Service {
 
     /// Starts with these settings over the defaults of development.
     pub(crate) fn with(variables: &[(&str, &str)]) -> Self {
-        let mut all = BTreeMap::from([("BACKEND_PORT".to_owned(), "0".to_owned())]);
+        let own = [("BACKEND_PORT", "0"), ("TIDINGS_PERSIST", "false")];
+        let mut all: BTreeMap<_, _> =
+            own.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         all.extend(variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
         let settings = Settings::read(&Layers::load(&Flags::default(), &all, None).unwrap()).unwrap();
         let stop = CancellationToken::new();
