@@ -1,7 +1,8 @@
-//! What is done to the repository: generate, lint, test. `cargo xtask --help`.
+//! What is done to the repository: generate, lint, test, conformance. `cargo xtask --help`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line speaks to its user")]
 
+mod conformance;
 mod generate;
 mod lint;
 mod setup;
@@ -21,6 +22,12 @@ use clap::Parser;
 enum Task {
     /// Install what the tests need and run them all
     Test,
+    /// Run the WebSocket codec against Autobahn|Testsuite
+    Conformance {
+        /// Leave out large messages and compression
+        #[arg(long)]
+        quick: bool,
+    },
     /// Check formatting, lints, types, licences, documents and generated files
     Lint,
     /// Write the generated files anew
@@ -32,6 +39,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Test => test::run(),
+        Task::Conformance { quick } => conformance::check(quick),
         Task::Lint => lint::run_all(),
         Task::Generate => generate::write(),
         Task::Setup => {
@@ -47,12 +55,14 @@ fn root() -> PathBuf {
     here.parent().expect("xtask lies in the repository").to_owned()
 }
 
-/// Runs a command in the repository, shows what it does, and fails if it fails.
+/// Runs a command in the repository, unless it has another folder, shows what it does, and fails if it fails.
 fn run(command: &mut Command) -> anyhow::Result<()> {
     let shown = format!("{} {}", command.get_program().display(), arguments(command));
     println!("$ {shown}");
-    let status =
-        command.current_dir(root()).status().with_context(|| format!("`{shown}` cannot be started"))?;
+    if command.get_current_dir().is_none() {
+        command.current_dir(root());
+    }
+    let status = command.status().with_context(|| format!("`{shown}` cannot be started"))?;
     if !status.success() {
         bail!("`{shown}` failed: {status}");
     }

@@ -1,7 +1,7 @@
 //! What the tests need beside Rust: Redis from the system's packages, a Python environment of the repository's own.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -23,22 +23,28 @@ pub(crate) fn redis() -> anyhow::Result<()> {
 
 /// Makes the Python environment, or brings it up to date. Returns its folder of programs.
 pub(crate) fn python() -> anyhow::Result<PathBuf> {
-    let environment = root().join("target/python");
-    let programs = environment.join("bin");
-    if !works(Command::new(programs.join("python")).args(["-m", "pip", "--version"])) {
-        let create = || run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment));
-        if !works(Command::new("python3").args(["-c", "import ensurepip, venv"])) {
-            package("python3-venv", "python")?;
-        }
-        create().context("a Python 3.10 or later with `venv` is needed")?;
-    }
+    let programs = virtual_environment(&root().join("target/python"))?;
     run(Command::new(programs.join("python"))
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable"])
         .args(["clients/python[celery,test]", "--requirement", "e2e/requirements.txt"]))?;
     Ok(programs)
 }
 
-fn works(command: &mut Command) -> bool {
+/// Makes an empty Python environment, unless it is there. Returns its folder of programs.
+pub(crate) fn virtual_environment(environment: &Path) -> anyhow::Result<PathBuf> {
+    let programs = environment.join("bin");
+    if !works(Command::new(programs.join("python")).args(["-m", "pip", "--version"])) {
+        if !works(Command::new("python3").args(["-c", "import ensurepip, venv"])) {
+            package("python3-venv", "python")?;
+        }
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(environment))
+            .context("a Python 3.10 or later with `venv` is needed")?;
+    }
+    Ok(programs)
+}
+
+/// Whether the command runs and succeeds.
+pub(crate) fn works(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 

@@ -7,13 +7,13 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{arguments, cargo, root, setup};
+use crate::{arguments, cargo, conformance, root, setup};
 
 /// What a run of tests came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
 }
 
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -38,6 +38,14 @@ pub(crate) fn run() -> anyhow::Result<()> {
         }
         counts.passed += of_suite.passed;
         counts.failed += of_suite.failed;
+    }
+    println!();
+    match conformance::quick() {
+        Ok(of_codec) => {
+            counts.passed += of_codec.passed;
+            counts.failed += of_codec.failed;
+        }
+        Err(error) => broken.push(format!("conformance: {error:#}")),
     }
     println!("\n{} passed, {} failed", counts.passed, counts.failed);
     if counts.failed > 0 || !broken.is_empty() {

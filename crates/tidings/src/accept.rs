@@ -27,7 +27,7 @@ const HANDED_OVER_MAX: usize = 1024;
 
 /// Where one shard's connections come from.
 #[derive(Debug)]
-pub(crate) enum Incomings {
+pub enum Incomings {
     /// It accepts by itself; the kernel shares connections out.
     Listener(TcpListener),
     /// Another shard accepts for it, in turn.
@@ -38,7 +38,7 @@ pub(crate) enum Incomings {
 
 /// How several shards share one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sharing {
+pub enum Sharing {
     /// A socket each on the same port: the kernel shares connections out evenly.
     ReusePort,
     /// One accepts and deals: where the kernel does not share evenly.
@@ -47,13 +47,13 @@ pub(crate) enum Sharing {
 
 impl Sharing {
     /// What serves best here.
-    pub(crate) const fn best() -> Self {
+    pub const fn best() -> Self {
         if cfg!(target_os = "linux") { Self::ReusePort } else { Self::RoundRobin }
     }
 }
 
 /// Takes the address for `shards` shards. Returns it with the port that was picked, and each shard's part.
-pub(crate) fn listen(
+pub fn listen(
     address: SocketAddr,
     shards: u16,
     sharing: Sharing,
@@ -101,7 +101,7 @@ fn limit_kernel_waiting(socket: &Socket) {
 }
 
 /// Serves HTTP on what comes in until `stop`. Connections run on `tasks`; each lets the request that it is in end.
-pub(crate) async fn serve(incomings: Incomings, router: Router, tasks: TaskTracker, stop: CancellationToken) {
+pub async fn serve(incomings: Incomings, router: Router, tasks: TaskTracker, stop: CancellationToken) {
     let served = Served { router, tasks, stop: stop.clone() };
     let accepting = async {
         match incomings {

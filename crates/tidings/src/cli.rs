@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks to its user")]
 
+mod bench;
 mod http;
 mod logging;
 mod publish;
@@ -64,6 +65,7 @@ enum Command {
     Publish(publish::Arguments),
     /// Show a project's events as they happen
     Tail(tail::Arguments),
+    Bench(bench::Arguments),
     /// Print every setting with its value and where it came from
     Config {
         /// As one JSON object
@@ -122,6 +124,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Dev { no_demo } => serve::dev(&layers, !no_demo)?,
         Command::Publish(arguments) => publish::run(&Settings::read(&layers)?, arguments)?,
         Command::Tail(arguments) => tail::run(&Settings::read(&layers)?, arguments)?,
+        Command::Bench(arguments) => return bench::run(&arguments),
         Command::Config { json } => {
             config(&layers, json)?;
             // The table helps to find what is wrong; that something is must not get lost below it.

@@ -1,11 +1,12 @@
 //! The service: configuration, routes, access, sources, command line, metrics. Only edge: what happens to an event
 //! between its publisher and its subscribers is in `tidings-engine`.
 
-mod accept;
+pub mod accept;
 mod access;
 mod burst;
 pub mod cli;
 pub mod config;
+pub mod handshake;
 mod ingest;
 mod metrics;
 mod routes;

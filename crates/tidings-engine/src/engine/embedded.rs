@@ -199,7 +199,7 @@ impl Engine for EmbeddedEngine {
         token: &ResumeToken,
         successor: SavedConnection,
     ) -> Result<Option<SavedConnection>, EngineError> {
-        Ok(self.change(|connections, now| connections.take_over(token, successor, now)))
+        Ok(self.change(|connections, now| connections.take_over(token, &successor, now)))
     }
 
     fn failing(&self) -> Option<String> {

@@ -81,7 +81,7 @@ impl SavedConnections {
     pub(super) fn take_over(
         &mut self,
         token: &ResumeToken,
-        successor: SavedConnection,
+        successor: &SavedConnection,
         now: Timestamp,
     ) -> Option<SavedConnection> {
         let client = *self.clients.get(token)?;
@@ -93,7 +93,8 @@ impl SavedConnections {
         let former = self.remove(client)?;
         self.remove(successor.client);
         let subscriptions = former.subscriptions.clone();
-        self.save(SavedConnection { client, subscriptions, ..successor }, None);
+        let SavedConnection { token, owner, .. } = *successor;
+        self.save(SavedConnection { client, token, owner, subscriptions }, None);
         Some(former)
     }
 

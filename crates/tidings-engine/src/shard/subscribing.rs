@@ -195,8 +195,8 @@ impl<S: Socket> Shard<S> {
     fn link_of(&self, asker: &Asker, ticket_of: impl Fn(&Phase) -> Option<u64>) -> Option<(usize, usize)> {
         let index = self.index_of(asker.key)?;
         let number = self.link_to(index, &asker.stream)?;
-        let asked = ticket_of(&self.clients[index].links[number].phase);
-        (asked == Some(asker.ticket)).then_some((index, number))
+        let open = ticket_of(&self.clients[index].links[number].phase);
+        (open == Some(asker.ticket)).then_some((index, number))
     }
 
     fn joined(&mut self, asker: &Asker, joined: Result<Joined, EngineError>) {

@@ -73,7 +73,7 @@ pub(crate) async fn events_get_the_next_offset_of_their_stream_and_are_delivered
     engine.append(vec![custom("p")]).await.unwrap();
     assert_eq!(offsets(&deliveries.of(&stream("p"))), [1, 2, 3]);
     assert_eq!(offsets(&deliveries.of(&stream("q"))), [1]);
-    let json: Value = serde_json::from_slice(&deliveries.of(&stream("p"))[2].json()).unwrap();
+    let json: Value = serde_json::from_slice(deliveries.of(&stream("p"))[2].json()).unwrap();
     assert_eq!(json["offset"], 3);
 }
 

@@ -36,7 +36,7 @@ fn durable(number: u32) -> tidings_protocol::Event {
 fn refused(folder: &Path) -> JournalError {
     let deliveries: Arc<Deliveries> = Arc::default();
     let deliver = Arc::downgrade(&(deliveries as Arc<dyn tidings_engine::engine::Deliver>));
-    EmbeddedEngine::open(options(Some(folder)), system_clock(), deliver).err().expect("an error")
+    EmbeddedEngine::open(options(Some(folder)), system_clock(), deliver).expect_err("an error")
 }
 
 /// As a killed process leaves it: the files as they are, and nobody has them.

@@ -129,7 +129,9 @@ impl Drop for ServerEnd {
 
 /// Records on their way to the shard.
 #[derive(Debug, Default)]
-struct OnTheWay(Mutex<VecDeque<(StreamId, Position, Vec<Arc<Record>>)>>);
+struct OnTheWay(Mutex<VecDeque<Delivery>>);
+
+type Delivery = (StreamId, Position, Vec<Arc<Record>>);
 
 impl Deliver for OnTheWay {
     fn deliver(&self, stream: &StreamId, position: &Position, records: &[Arc<Record>]) {
@@ -200,6 +202,7 @@ struct Seen {
 
 struct SaysSeed(u64);
 
+#[allow(clippy::print_stderr, reason = "a failure has to say how it is repeated")]
 impl Drop for SaysSeed {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -544,7 +547,7 @@ impl World {
         let kind = message["type"].as_str().unwrap();
         match kind {
             "connection.established" => {
-                client.token = message["resume_token"].as_str().unwrap().to_owned();
+                message["resume_token"].as_str().unwrap().clone_into(&mut client.token);
                 client.announcements = serde_json::from_value(message["announcements"].clone()).unwrap();
             }
             "connection.resumed" => {
@@ -739,7 +742,7 @@ impl Client {
     }
 }
 
-fn run(seed: u64, seen: &mut Seen) {
+fn run(seed: u64, all: &mut Seen) {
     let _says_seed = SaysSeed(seed);
     let mut world = World::new(seed);
     for _ in 0..STEPS {
@@ -747,13 +750,13 @@ fn run(seed: u64, seen: &mut Seen) {
     }
     world.settle();
     assert_eq!(world.seed, seed);
-    seen.events += world.seen.events;
-    seen.folded += world.seen.folded;
-    seen.too_slow += world.seen.too_slow;
-    seen.recovered += world.seen.recovered;
-    seen.not_recovered += world.seen.not_recovered;
-    seen.resumed += world.seen.resumed;
-    seen.expired += world.seen.expired;
+    all.events += world.seen.events;
+    all.folded += world.seen.folded;
+    all.too_slow += world.seen.too_slow;
+    all.recovered += world.seen.recovered;
+    all.not_recovered += world.seen.not_recovered;
+    all.resumed += world.seen.resumed;
+    all.expired += world.seen.expired;
 }
 
 #[test]

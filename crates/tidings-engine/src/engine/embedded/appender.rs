@@ -20,6 +20,9 @@ const WAITING_MAX: usize = 1024;
 /// Requests that are written together.
 const BATCH_MAX: usize = 512;
 
+/// Where the answer to an append goes.
+type Reply = oneshot::Sender<Result<Vec<Appended>, EngineError>>;
+
 /// The way to the thread.
 #[derive(Debug)]
 pub(super) struct Appender {
@@ -30,7 +33,7 @@ pub(super) struct Appender {
 
 #[derive(Debug)]
 enum Request {
-    Append(Vec<Event>, oneshot::Sender<Result<Vec<Appended>, EngineError>>),
+    Append(Vec<Event>, Reply),
     /// Something has changed that no event says.
     Changed,
     Close(oneshot::Sender<()>),
@@ -82,7 +85,7 @@ struct Thread {
 struct Batch {
     events: Vec<Event>,
     /// Who waits, each for so many of the events.
-    replies: Vec<(usize, oneshot::Sender<Result<Vec<Appended>, EngineError>>)>,
+    replies: Vec<(usize, Reply)>,
     close: Option<oneshot::Sender<()>>,
 }
 
@@ -196,10 +199,7 @@ impl Thread {
 }
 
 /// Gives everybody his part of the answer.
-fn reply(
-    replies: Vec<(usize, oneshot::Sender<Result<Vec<Appended>, EngineError>>)>,
-    appended: Result<Vec<Appended>, EngineError>,
-) {
+fn reply(replies: Vec<(usize, Reply)>, appended: Result<Vec<Appended>, EngineError>) {
     // Who does not wait any more needs no answer.
     match appended {
         Ok(appended) => {

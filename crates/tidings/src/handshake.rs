@@ -1,0 +1,79 @@
+//! The WebSocket handshake (RFC 6455, section 4.2), from the request to the bare socket. Knows no connection and no setting.
+
+use axum::{
+    extract::Request,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tidings_engine::wire;
+use tidings_protocol::SUBPROTOCOL;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+/// A handshake that both sides agree on.
+#[derive(Debug)]
+pub struct Handshake {
+    /// The response that says so.
+    response: Response,
+    /// Whether permessage-deflate was agreed on.
+    pub deflate: bool,
+    upgrade: OnUpgrade,
+}
+
+impl Handshake {
+    /// Reads a request; `None`: it is no WebSocket's. `deflate`: whether compression may be agreed on.
+    pub fn of(request: &mut Request, deflate: bool) -> Option<Self> {
+        let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+        let headers = request.headers();
+        let key = headers.get(header::SEC_WEBSOCKET_KEY)?.as_bytes();
+        let is_websocket = has_word(headers, &header::CONNECTION, "upgrade")
+            && has_word(headers, &header::UPGRADE, "websocket")
+            && headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13")
+            // 16 bytes in base64.
+            && key.len() == 24;
+        let upgrade = upgrade.filter(|_| is_websocket)?;
+        let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+        let answer = response.headers_mut();
+        answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        answer.insert(header::SEC_WEBSOCKET_ACCEPT, HeaderValue::try_from(derive_accept_key(key)).ok()?);
+        if has_word(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+            answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        }
+        let extension = deflate.then(|| agreed_extension(headers)).flatten();
+        let deflate = extension.is_some();
+        if let Some(extension) = extension {
+            answer.insert(header::SEC_WEBSOCKET_EXTENSIONS, extension);
+        }
+        Some(Self { response, deflate, upgrade })
+    }
+
+    /// Parts the response, which has to go out first, from the way to the socket.
+    pub fn split(self) -> (Response, impl Future<Output = Result<(std::net::TcpStream, Bytes), String>>) {
+        (self.response, socket_of(self.upgrade))
+    }
+}
+
+/// The bare socket, and what had been read of it behind the request. The library's buffers end here.
+async fn socket_of(upgrade: OnUpgrade) -> Result<(std::net::TcpStream, Bytes), String> {
+    let upgraded = upgrade.await.map_err(|error| error.to_string())?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| "no TCP connection".to_owned())?;
+    let socket = parts.io.into_inner().into_std().map_err(|error| error.to_string())?;
+    Ok((socket, parts.read_buf))
+}
+
+/// Whether a header's comma-separated list holds the word, in any case.
+fn has_word(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|found| found.trim().eq_ignore_ascii_case(word))
+}
+
+fn agreed_extension(headers: &HeaderMap) -> Option<HeaderValue> {
+    let offers =
+        headers.get_all(header::SEC_WEBSOCKET_EXTENSIONS).iter().filter_map(|value| value.to_str().ok());
+    let agreed = wire::negotiate(&offers.collect::<Vec<_>>().join(","))?;
+    HeaderValue::try_from(agreed).ok()
+}
