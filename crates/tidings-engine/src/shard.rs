@@ -451,6 +451,10 @@ impl<S: Socket> Shard<S> {
         }
         self.unlink_all(index);
         let client = self.clients.remove(index);
+        if self.clients.is_empty() {
+            // What a rush needed is given back when it has left.
+            (self.clients, self.wheel) = (Slab::new(), Wheel::new(self.now.ms));
+        }
         self.stats.closed(code);
         if client.encoding.is_websocket() {
             let clean = matches!(client.closing, Some(Closing::Answering { code: Some(1000), .. }));

@@ -64,6 +64,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawObject<'a> {
     }
 }
 
+/// Members up to which an object is small.
+const SMALL_MEMBERS_MAX: usize = 24;
+
 struct Members;
 
 impl<'de> Visitor<'de> for Members {
@@ -74,16 +77,24 @@ impl<'de> Visitor<'de> for Members {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Vec::with_capacity(12);
-        let mut seen = HashSet::new();
+        let mut members: Vec<Member<'_>> = Vec::with_capacity(12);
+        // The usual object is small, and then looking through its keys is quicker than hashing them.
+        let mut seen: Option<HashSet<Cow<'_, str>>> = None;
         while let Some(raw_key) = map.next_key::<&'de RawValue>()?.map(RawValue::get) {
             let BorrowedStr(key) = serde_json::from_str(raw_key).map_err(A::Error::custom)?;
             let value: &'de RawValue = map.next_value()?;
-            if !seen.insert(key.clone()) {
+            let repeated = match &mut seen {
+                Some(seen) => !seen.insert(key.clone()),
+                None => members.iter().any(|member| member.key == key),
+            };
+            if repeated {
                 let key: String = key.chars().take(80).collect();
                 return Err(A::Error::custom(format_args!("duplicate key `{key}`")));
             }
             members.push(Member { key, raw_key, value: value.get() });
+            if members.len() == SMALL_MEMBERS_MAX {
+                seen = Some(members.iter().map(|member| member.key.clone()).collect());
+            }
         }
         Ok(RawObject { members })
     }
@@ -103,37 +114,41 @@ impl ObjectWriter {
 
     /// Adds a member as it was written.
     pub fn member(&mut self, member: &Member<'_>) {
-        self.push(member.raw_key, member.value);
+        self.separate();
+        self.0.push_str(member.raw_key);
+        self.0.push(':');
+        self.0.push_str(member.value);
     }
 
     /// Adds a member whose value is JSON text already.
     pub fn raw(&mut self, key: &str, value: &str) {
-        let mut quoted = String::with_capacity(key.len() + 2);
-        push_string(&mut quoted, key);
-        self.push(&quoted, value);
-    }
-
-    fn push(&mut self, raw_key: &str, value: &str) {
-        if self.0.len() > 1 {
-            self.0.push(',');
-        }
-        self.0.push_str(raw_key);
-        self.0.push(':');
+        self.key(key);
         self.0.push_str(value);
     }
 
     /// Adds a member whose value is a string.
     pub fn string(&mut self, key: &str, value: &str) {
-        let mut quoted = String::with_capacity(value.len() + 2);
-        push_string(&mut quoted, value);
-        self.raw(key, &quoted);
+        self.key(key);
+        push_string(&mut self.0, value);
     }
 
     /// Adds a member whose value is written as it displays: a number.
     pub fn number(&mut self, key: &str, value: impl fmt::Display) {
-        self.raw(key, "");
+        self.key(key);
         // Writing to a `String` cannot fail.
         let _ = write!(self.0, "{value}");
+    }
+
+    fn key(&mut self, key: &str) {
+        self.separate();
+        push_string(&mut self.0, key);
+        self.0.push(':');
+    }
+
+    fn separate(&mut self) {
+        if self.0.len() > 1 {
+            self.0.push(',');
+        }
     }
 
     /// The object as JSON.
@@ -178,6 +193,14 @@ mod tests {
     fn a_key_written_twice_is_refused_however_it_is_escaped() {
         let error = RawObject::parse(r#"{"type":"a.b","t\u0079pe":"c.d"}"#).unwrap_err();
         assert!(error.to_string().contains("duplicate key `type`"), "{error}");
+    }
+
+    #[test]
+    fn a_key_written_twice_is_found_among_many() {
+        let many: Vec<_> = (0..200).map(|n| format!("\"k{n}\":{n}")).collect();
+        assert!(RawObject::parse(&format!("{{{}}}", many.join(","))).is_ok());
+        let error = RawObject::parse(&format!("{{{},\"k3\":0}}", many.join(","))).unwrap_err();
+        assert!(error.to_string().contains("duplicate key `k3`"), "{error}");
     }
 
     #[test]

@@ -105,6 +105,10 @@ impl SavedConnections {
         for client in over {
             self.remove(client);
         }
+        if self.by_client.capacity() > 4 * self.by_client.len() {
+            self.by_client.shrink_to_fit();
+            self.clients.shrink_to_fit();
+        }
     }
 
     /// Writes what the journal does not know yet, and takes it as known; who that was.

@@ -64,6 +64,13 @@ impl<S: Socket> Shard<S> {
                 Ok(length) => {
                     client.heard_ms = self.now.ms;
                     self.process(index, &buffer[..length]);
+                    // Less than there was room for: the socket is empty, and says so when it is not any more.
+                    if length < buffer.len() && self.may_read(index) {
+                        if let Some(client) = self.clients.get_mut(index) {
+                            client.flags.unread = false;
+                        }
+                        return;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     client.flags.unread = false;

@@ -99,6 +99,7 @@ impl<S: Socket> Shard<S> {
             self.clients[moved.client].links[moved.link].member = link.member;
         }
         if cohort.members.is_empty() {
+            cohort.members = Vec::new();
             self.tail_bytes -= cohort.tail.bytes();
             let end = cohort.tail.end();
             cohort.tail.trim(end);
