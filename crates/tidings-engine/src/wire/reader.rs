@@ -114,7 +114,22 @@ impl Reader {
     }
 
     /// Takes bytes off the front of `input` until something is whole. `None`: all of `input` was taken.
+    ///
+    /// After a violation the reader is idle: what the client goes on sending until it hears of it finds nothing to grow.
     pub fn read(
+        &mut self,
+        input: &mut &[u8],
+        rules: &Rules,
+        inflater: &mut Inflater,
+    ) -> Result<Option<Incoming>, Violation> {
+        let read = self.read_until_whole(input, rules, inflater);
+        if read.is_err() {
+            *self = Self::default();
+        }
+        read
+    }
+
+    fn read_until_whole(
         &mut self,
         input: &mut &[u8],
         rules: &Rules,
@@ -327,6 +342,17 @@ mod tests {
             ];
             assert_eq!(read, expected, "in steps of {step}");
         }
+    }
+
+    #[test]
+    fn nothing_is_held_for_a_client_that_was_refused() {
+        let (mut reader, mut inflater) = (Reader::default(), Inflater::default());
+        let bad_text = &frame(0x81, &[0xFF; 50])[..20];
+        assert_eq!(reader.read(&mut &bad_text[..], &RULES, &mut inflater), Err(Violation::Utf8));
+        assert!(reader.is_idle());
+        let good = frame(0x81, b"{}");
+        let read = reader.read(&mut &good[..], &RULES, &mut inflater);
+        assert_eq!(read, Ok(Some(Incoming::Text("{}".into()))));
     }
 
     #[test]
