@@ -9,3 +9,12 @@ pub use deflate::{Deflater, Inflater, negotiate};
 pub use frame::{Frame, close_frame, pong_frame};
 pub(crate) use frame::{HEADER_BYTES_MAX, Header, PING_FRAME};
 pub use reader::{Binary, Incoming, Reader, Rules, Violation};
+
+/// Makes room for `more` bytes: twice as much as there was, as vectors grow, but not beyond `bytes_max` for nothing.
+fn reserve_up_to(bytes: &mut Vec<u8>, more: usize, bytes_max: usize) {
+    let needed = bytes.len() + more;
+    if needed > bytes.capacity() {
+        let doubled = bytes.capacity().saturating_mul(2).min(bytes_max);
+        bytes.reserve_exact(needed.max(doubled) - bytes.len());
+    }
+}

@@ -3,6 +3,8 @@
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
+use super::reserve_up_to;
+
 /// What every compressed message ends with before it is sent, and what is cut off (RFC 7692, section 7.2.1).
 const TAIL: [u8; 4] = [0x00, 0x00, 0xFF, 0xFF];
 /// Below this a message is sent as it is: compressing it saves nothing worth the client's time.
@@ -66,7 +68,9 @@ impl Inflater {
     /// Inflates a message of at most `bytes_max` bytes. The limit holds while inflating, whatever the message claims.
     pub(crate) fn inflate(&mut self, message: &[u8], bytes_max: usize) -> Result<Vec<u8>, InflateError> {
         self.0.reset(false);
-        let mut inflated = Vec::with_capacity(message.len().saturating_mul(4).clamp(64, bytes_max.max(64)));
+        // One byte more than allowed shows that there are too many.
+        let room_max = bytes_max.saturating_add(1);
+        let mut inflated = Vec::with_capacity(message.len().saturating_mul(4).max(64).min(room_max));
         for mut input in [message, &TAIL] {
             while !input.is_empty() {
                 let before = (self.0.total_in(), inflated.len());
@@ -84,7 +88,7 @@ impl Inflater {
                     return Err(InflateError::Malformed);
                 }
                 if inflated.len() == inflated.capacity() {
-                    inflated.reserve(inflated.len().max(64));
+                    reserve_up_to(&mut inflated, 1, room_max);
                 }
             }
         }
@@ -98,7 +102,7 @@ impl Inflater {
             if inflated.len() > bytes_max {
                 return Err(InflateError::TooBig);
             }
-            inflated.reserve(inflated.len().max(64));
+            reserve_up_to(&mut inflated, 1, room_max);
         }
         Ok(inflated)
     }
@@ -170,6 +174,15 @@ mod tests {
         assert_eq!(inflater.inflate(&[0xFF; 40], 65_536), Err(InflateError::Malformed));
         let after = deflater.compress(&[b'a'; 300]).unwrap();
         assert_eq!(inflater.inflate(&after, 65_536).unwrap(), [b'a'; 300]);
+    }
+
+    #[test]
+    fn a_message_takes_no_more_room_than_it_may_have() {
+        let (mut deflater, mut inflater) = (Deflater::default(), Inflater::default());
+        let message = vec![0; 10_000];
+        let compressed = deflater.compress(&message).unwrap();
+        let read = inflater.inflate(&compressed, 10_000).unwrap();
+        assert_eq!((read.len(), read.capacity()), (10_000, 10_001));
     }
 
     #[test]

@@ -10,7 +10,10 @@ use tungstenite::protocol::frame::{
     coding::{CloseCode as WireCode, Control, Data, OpCode},
 };
 
-use super::deflate::{InflateError, Inflater};
+use super::{
+    deflate::{InflateError, Inflater},
+    reserve_up_to,
+};
 
 /// The longest header of a masked frame.
 const HEADER_BYTES_MAX: usize = 14;
@@ -143,7 +146,7 @@ impl Reader {
                     None => return Ok(None),
                 },
             };
-            if !self.read_payload(frame, input)? {
+            if !self.read_payload(frame, input, rules)? {
                 return Ok(None);
             }
             self.frame = None;
@@ -198,7 +201,12 @@ impl Reader {
     }
 
     /// Unmasks what has arrived of the frame's payload; whether that was all of it.
-    fn read_payload(&mut self, frame: FrameUnderWay, input: &mut &[u8]) -> Result<bool, Violation> {
+    fn read_payload(
+        &mut self,
+        frame: FrameUnderWay,
+        input: &mut &[u8],
+        rules: &Rules,
+    ) -> Result<bool, Violation> {
         let missing = usize::try_from(frame.length - frame.arrived).unwrap_or(usize::MAX);
         let (now, rest) = input.split_at(missing.min(input.len()));
         *input = rest;
@@ -211,6 +219,7 @@ impl Reader {
             }
             None => (&mut self.control, None),
         };
+        reserve_up_to(target, now.len(), rules.message_bytes_max);
         let mut phase = usize::try_from(frame.arrived % 4).expect("below 4");
         target.extend(now.iter().map(|byte| {
             let unmasked = byte ^ frame.mask[phase];
@@ -353,6 +362,19 @@ mod tests {
         let good = frame(0x81, b"{}");
         let read = reader.read(&mut &good[..], &RULES, &mut inflater);
         assert_eq!(read, Ok(Some(Incoming::Text("{}".into()))));
+    }
+
+    #[test]
+    fn a_message_takes_no_more_room_than_it_may_have() {
+        let rules = Rules { message_bytes_max: 125, ..RULES };
+        let (mut reader, mut inflater) = (Reader::default(), Inflater::default());
+        for piece in frame(0x81, &[b'x'; 125]).chunks(70) {
+            if let Some(Incoming::Text(text)) = reader.read(&mut &piece[..], &rules, &mut inflater).unwrap() {
+                assert_eq!((text.len(), text.capacity()), (125, 125));
+                return;
+            }
+        }
+        panic!("the message is whole");
     }
 
     #[test]
