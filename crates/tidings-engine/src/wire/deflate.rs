@@ -7,6 +7,8 @@ use super::reserve_up_to;
 
 /// What every compressed message ends with before it is sent, and what is cut off (RFC 7692, section 7.2.1).
 const TAIL: [u8; 4] = [0x00, 0x00, 0xFF, 0xFF];
+/// The same, and an empty final block: a message that breaks off within a block does not end with it.
+const END: [u8; 9] = [0x00, 0x00, 0xFF, 0xFF, 0x01, 0x00, 0x00, 0xFF, 0xFF];
 /// Below this a message is sent as it is: compressing it saves nothing worth the client's time.
 const WORTHWHILE_BYTES_MIN: usize = 256;
 
@@ -67,44 +69,42 @@ impl Default for Inflater {
 impl Inflater {
     /// Inflates a message of at most `bytes_max` bytes. The limit holds while inflating, whatever the message claims.
     pub(crate) fn inflate(&mut self, message: &[u8], bytes_max: usize) -> Result<Vec<u8>, InflateError> {
+        if message.is_empty() {
+            return Ok(Vec::new());
+        }
         self.0.reset(false);
         // One byte more than allowed shows that there are too many.
         let room_max = bytes_max.saturating_add(1);
         let mut inflated = Vec::with_capacity(message.len().saturating_mul(4).max(64).min(room_max));
-        for mut input in [message, &TAIL] {
-            while !input.is_empty() {
-                let before = (self.0.total_in(), inflated.len());
+        for mut input in [message, &END] {
+            let mut is_whole = false;
+            while !is_whole || !input.is_empty() {
+                let before = self.0.total_in();
                 let status = self.0.decompress_vec(input, &mut inflated, FlushDecompress::Sync);
                 let status = status.map_err(|_| InflateError::Malformed)?;
-                let taken = usize::try_from(self.0.total_in() - before.0).expect("a part of the input");
+                let taken = usize::try_from(self.0.total_in() - before).expect("a part of the input");
                 input = &input[taken..];
                 if inflated.len() > bytes_max {
                     return Err(InflateError::TooBig);
                 }
-                if status == Status::StreamEnd {
+                is_whole = status == Status::StreamEnd;
+                if is_whole {
                     // A final block: allowed, and what follows starts a stream of its own (RFC 7692, section 7.2.3.5).
                     self.0.reset(false);
-                } else if taken == 0 && inflated.len() < inflated.capacity() {
+                } else if inflated.len() == inflated.capacity() {
+                    reserve_up_to(&mut inflated, 1, room_max);
+                } else if input.is_empty() {
+                    break;
+                } else if taken == 0 {
                     return Err(InflateError::Malformed);
                 }
-                if inflated.len() == inflated.capacity() {
-                    reserve_up_to(&mut inflated, 1, room_max);
-                }
+            }
+            if is_whole {
+                // Some end with a final block and leave out the byte that should follow it; nothing is missing.
+                return Ok(inflated);
             }
         }
-        // What the window still holds.
-        loop {
-            let before = inflated.len();
-            match self.0.decompress_vec(&[], &mut inflated, FlushDecompress::Sync) {
-                Ok(_) if inflated.len() > before => {}
-                _ => break,
-            }
-            if inflated.len() > bytes_max {
-                return Err(InflateError::TooBig);
-            }
-            reserve_up_to(&mut inflated, 1, room_max);
-        }
-        Ok(inflated)
+        Err(InflateError::Malformed)
     }
 }
 
@@ -183,6 +183,31 @@ mod tests {
         let compressed = deflater.compress(&message).unwrap();
         let read = inflater.inflate(&compressed, 10_000).unwrap();
         assert_eq!((read.len(), read.capacity()), (10_000, 10_001));
+    }
+
+    #[test]
+    fn a_message_that_breaks_off_is_refused() {
+        let (mut deflater, mut inflater) = (Deflater::default(), Inflater::default());
+        let message = b"{\"type\": \"subscribe\"} ".repeat(20);
+        let compressed = deflater.compress(&message).unwrap();
+        for length in 1..compressed.len() {
+            let read = inflater.inflate(&compressed[..length], 1000);
+            assert_eq!(read, Err(InflateError::Malformed), "{length} of {}", compressed.len());
+        }
+        assert_eq!(inflater.inflate(&compressed, 1000).unwrap(), message);
+    }
+
+    #[test]
+    fn a_final_block_ends_a_message_or_a_part_of_it() {
+        // RFC 7692, section 7.2.3.4, and 7.2.3.5 with two of them.
+        let hello = [0xF3, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00];
+        let mut inflater = Inflater::default();
+        let mut inflate = |message: &[u8]| inflater.inflate(message, 100).unwrap();
+        assert_eq!(inflate(&[&hello[..], &[0x00]].concat()), b"Hello");
+        assert_eq!(inflate(&hello), b"Hello");
+        assert_eq!(inflate(&[hello, hello].concat()), b"HelloHello");
+        assert_eq!(inflate(&[0x00]), b"");
+        assert_eq!(inflate(&[]), b"");
     }
 
     #[test]
