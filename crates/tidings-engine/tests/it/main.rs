@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod contract;
+mod deflate;
 mod embedded;
 mod journal;
+mod reader;
 mod simulation;
 
 use tidings_protocol::{EVENT_BYTES_MAX, Event, StreamId};
