@@ -14,6 +14,9 @@ use crate::{
 
 use super::journal::{Entry, encode};
 
+/// A table below this is not worth shrinking.
+const SHRINK_CAPACITY_MIN: usize = 1024;
+
 /// Connections by the token that stands for them.
 #[derive(Debug)]
 pub(super) struct SavedConnections {
@@ -73,6 +76,11 @@ impl SavedConnections {
     pub(super) fn remove(&mut self, client: ClientId) -> Option<SavedConnection> {
         let kept = self.by_client.remove(&client)?;
         self.clients.remove(&kept.connection.token);
+        if self.by_client.capacity() > SHRINK_CAPACITY_MIN && self.by_client.capacity() > 8 * self.by_client.len() {
+            // What a rush needed is given back when it has left.
+            self.by_client.shrink_to(2 * self.by_client.len());
+            self.clients.shrink_to(2 * self.by_client.len());
+        }
         self.changed(client);
         Some(kept.connection)
     }
@@ -104,10 +112,6 @@ impl SavedConnections {
         let over: Vec<_> = over.map(|(client, _)| *client).collect();
         for client in over {
             self.remove(client);
-        }
-        if self.by_client.capacity() > 4 * self.by_client.len() {
-            self.by_client.shrink_to_fit();
-            self.clients.shrink_to_fit();
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::io;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{
@@ -245,6 +246,27 @@ impl<S: Socket> Shard<S> {
             wanted += bytes;
         }
         (wanted > 0).then(|| (parts, wanted, client.socket.write(&slices)))
+    }
+
+    /// Writes a frame to a client for which nothing waits, without holding it; `false`: it has to be queued after all.
+    pub(super) fn write_alone(&mut self, index: usize, frame: &Bytes) -> bool {
+        if self.anything_waits(index) {
+            return false;
+        }
+        let client = &mut self.clients[index];
+        match client.socket.write(&[io::IoSlice::new(frame)]) {
+            Ok(written) if written == frame.len() => {
+                self.stats.written(1, written);
+                true
+            }
+            Ok(written) if written > 0 => {
+                client.outgoing.get_or_insert_default().push_rest(frame.slice(written..));
+                self.ready.push(index);
+                true
+            }
+            // Whatever it is shows again with the queued frame.
+            Ok(_) | Err(_) => false,
+        }
     }
 
     /// Visits a client out of turn, so that what came before its message is written before the answer.

@@ -127,6 +127,9 @@ impl<S: Socket> Shard<S> {
         client.heartbeat_ms = self.now.ms;
         let moved = self.moved_positions(index);
         if moved.is_empty() && is_websocket {
+            if self.write_alone(index, quiet) {
+                return;
+            }
             self.clients[index].push([quiet.clone()]);
         } else {
             let json = self.heartbeat(moved);

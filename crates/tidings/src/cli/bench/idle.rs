@@ -20,6 +20,8 @@ use super::{
 const STEPS: u32 = 3;
 /// For a server to settle after connections were opened.
 const OPENED_WAIT: Duration = Duration::from_secs(2);
+/// Connections that are opened and closed before memory is first read.
+const WARMUP_CONNECTIONS: u32 = 500;
 /// For a server to give back what closed connections held.
 const CLOSED_WAIT: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_millis(100);
@@ -48,26 +50,34 @@ pub(super) fn run(a: &Arguments) -> anyhow::Result<Verdict> {
     // Nothing is published, so nothing has a size.
     let events = Events::new(numbers, &a.common.project, 1000)?;
     let mut tally = Tally::new(clock, vec![Book::new(clock, numbers, events)?]);
-    let mut fleet = Fleet::new(target, 0)?;
+    let plans = |from: u32, to: u32| -> Vec<Plan> {
+        let plan = |index| Plan {
+            sequence: Sequence::new(numbers, index % a.projects, 1, false, 0),
+            book: 0,
+            class: Class::Prompt,
+            sampled: false,
+            deflate: false,
+            project: a.common.project.clone(),
+            resumable: false,
+        };
+        (from..to).map(plan).collect()
+    };
     let mut report = Report::default();
+    // What a server needs for its first connections, its code above all, is not what connections cost.
+    let mut first = Fleet::new(target.clone(), 0)?;
+    first.open(plans(0, a.connections.min(WARMUP_CONNECTIONS)), &mut tally)?;
+    first.close(&mut tally)?;
+    if server.is_some() {
+        std::thread::sleep(CLOSED_WAIT);
+    }
     report.bytes("memory_before_bytes", "server: memory before", memory());
 
+    let mut fleet = Fleet::new(target, 0)?;
     let mut at_step = Vec::new();
     let mut opened = 0;
     for step in 1..=STEPS {
         let count = u32::try_from(u64::from(a.connections) * u64::from(step) / u64::from(STEPS))?;
-        let plans = (opened..count)
-            .map(|index| Plan {
-                sequence: Sequence::new(numbers, index % a.projects, 1, false, 0),
-                book: 0,
-                class: Class::Prompt,
-                sampled: false,
-                deflate: false,
-                project: a.common.project.clone(),
-                resumable: false,
-            })
-            .collect();
-        fleet.open(plans, &mut tally)?;
+        fleet.open(plans(opened, count), &mut tally)?;
         opened = count;
         if server.is_some() {
             wait(&mut fleet, &mut tally, OPENED_WAIT)?;
