@@ -146,6 +146,7 @@ def binary() -> str:
 def service(binary: str, redis_url: str, logs: Path) -> Iterator[Service]:
     port = free_port()
     environment = {"REDIS_URL": redis_url, "TIDINGS_ENGINE": "embedded", "BACKEND_PORT": str(port)}
+    environment["TIDINGS_PERSIST"] = "false"
     process = Process(binary, "serve", log=logs / "service.log", **environment)
     service = Service(port)
     health = f"{service.http}/health/websocket"

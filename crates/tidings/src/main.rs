@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+/// Gives back what closed connections held; see `docs/decisions/0007-jemalloc.md`.
+#[cfg(target_os = "linux")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -37,13 +37,19 @@ impl Client {
         }
         let stream = TcpStream::connect(service.address).await.unwrap();
         let (socket, response) = client_async(request, stream).await?;
-        let mut client = Self { socket, established: Value::Null };
-        client.established = client.next().await;
-        assert_eq!(client.established["type"], "connection.established");
+        let mut client = Self::established(socket).await;
         client.established["subprotocol"] = json!(
             response.headers().get("sec-websocket-protocol").map(|protocol| protocol.to_str().unwrap())
         );
         Ok(client)
+    }
+
+    /// Takes a socket after its handshake.
+    pub(crate) async fn established(socket: WebSocketStream<TcpStream>) -> Self {
+        let mut client = Self { socket, established: Value::Null };
+        client.established = client.next().await;
+        assert_eq!(client.established["type"], "connection.established");
+        client
     }
 
     pub(crate) async fn subscribed(service: &Service, project: &str) -> Self {

@@ -9,12 +9,14 @@ use serde_json::Value;
 
 use crate::fixture::{Service, request};
 
-fn tidings(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+pub(crate) fn tidings(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
     let folder = std::env::temp_dir();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
     command
         .args(arguments)
         .env_clear()
+        // The folder is everybody's.
+        .env("TIDINGS_PERSIST", "false")
         .envs(variables.iter().copied())
         .current_dir(folder)
         .stdin(Stdio::null());

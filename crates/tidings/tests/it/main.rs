@@ -9,4 +9,5 @@ mod commands;
 mod fixture;
 mod http;
 mod redis_channel;
+mod restart;
 mod websocket;
