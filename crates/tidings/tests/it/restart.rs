@@ -35,17 +35,17 @@ impl Process {
     }
 
     fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // Logs go to the standard output; the address is in the line that says `listening`.
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let address = lines.map_while(Result::ok).find_map(|line| {
-            let line: Value = serde_json::from_str(&line).ok()?;
-            line["fields"]["address"].as_str().and_then(|address| address.parse().ok())
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut said = Vec::new();
+        let address = lines.find_map(|line| {
+            let parsed: Option<Value> = serde_json::from_str(&line).ok();
+            said.push(line);
+            parsed?["address"].as_str()?.parse().ok()
         });
-        let Some(address) = address else {
-            let output = child.wait_with_output().unwrap();
-            panic!("it does not start: {}", String::from_utf8_lossy(&output.stderr));
-        };
+        let Some(address) = address else { panic!("it does not start: {said:?}") };
+        // Somebody must read what it says, or it would wait for that one day.
+        std::thread::spawn(move || lines.for_each(drop));
         Self { child, address }
     }
 
