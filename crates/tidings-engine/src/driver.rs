@@ -220,7 +220,9 @@ impl Running {
                 self.shard.tick();
                 tick.as_mut().reset(self.clock.at(self.shard.next_tick_ms()));
             }
-            more = self.shard.run();
+            // Before anything is written, so that what a client reads is saved: it may resume elsewhere at once.
+            more = self.do_effects();
+            more |= self.shard.run();
             more |= self.do_effects();
             if self.ending.is_some() && self.shard.connections() == 0 && !more {
                 return Ok(());

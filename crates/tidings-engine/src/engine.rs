@@ -235,7 +235,8 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// Where the stream stands.
     async fn position(&self, stream: &StreamId) -> Result<Position, EngineError>;
 
-    /// Saves a connection that lives, or what has changed of it.
+    /// Saves a connection that lives, or what has changed of it. Nothing happens if another connection has taken its client
+    /// over.
     async fn save(&self, connection: SavedConnection) -> Result<(), EngineError>;
 
     /// Notes that a connection was lost: from now on its time runs. Nothing happens if `owner` does not own it any more.

@@ -264,9 +264,12 @@ impl<S: Socket> Shard<S> {
 
     /// What the shard wants done since this was last asked.
     pub fn take_effects(&mut self) -> Vec<Effect> {
+        // First what has changed of connections, so that whoever takes one over in the same breath gets all of it.
+        let others = std::mem::take(&mut self.effects);
         for index in std::mem::take(&mut self.unsaved) {
             self.save(index);
         }
+        self.effects.extend(others);
         std::mem::take(&mut self.effects)
     }
 
@@ -449,6 +452,8 @@ impl<S: Socket> Shard<S> {
         if !self.clients.contains(index) {
             return;
         }
+        // What its client was told is kept, also if the end came in the same breath.
+        self.save(index);
         self.unlink_all(index);
         let client = self.clients.remove(index);
         if self.clients.is_empty() {

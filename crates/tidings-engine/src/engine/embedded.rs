@@ -180,7 +180,7 @@ impl Engine for EmbeddedEngine {
     }
 
     async fn save(&self, connection: SavedConnection) -> Result<(), EngineError> {
-        self.change(|connections, _| connections.save(connection, None));
+        self.change(|connections, _| connections.update(connection));
         Ok(())
     }
 

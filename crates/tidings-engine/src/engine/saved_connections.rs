@@ -47,6 +47,14 @@ impl SavedConnections {
         }
     }
 
+    /// Saves what a connection says of itself, unless another one has taken its client over.
+    pub(super) fn update(&mut self, connection: SavedConnection) {
+        let kept = self.by_client.get(&connection.client);
+        if kept.is_none_or(|kept| kept.connection.owner == connection.owner) {
+            self.save(connection, None);
+        }
+    }
+
     pub(super) fn save(&mut self, connection: SavedConnection, lost_at: Option<Timestamp>) {
         self.changed(connection.client);
         self.clients.insert(connection.token, connection.client);

@@ -214,6 +214,9 @@ impl<S: Socket> Shard<S> {
             Action::Unsubscribe { stream, id } => {
                 self.unsubscribe(index, &stream);
                 self.removed(index, &stream, id);
+                // Written in the next pass: by then it is saved, and whoever resumes elsewhere at once does not get it back.
+                self.ready.push(index);
+                return;
             }
             Action::Subscribe { stream, types, since, id } => {
                 let types = self.intern(types);
