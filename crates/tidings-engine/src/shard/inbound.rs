@@ -141,7 +141,10 @@ impl<S: Socket> Shard<S> {
                 return;
             }
             if !self.may_read(index) && !input.is_empty() {
-                self.clients[index].reading.get_or_insert_default().stash.extend_from_slice(input);
+                let client = &mut self.clients[index];
+                client.reading.get_or_insert_default().stash.extend_from_slice(input);
+                // Also if these bytes came with the handshake, and the socket itself has nothing to read.
+                client.flags.unread = true;
                 break;
             }
         }
