@@ -145,6 +145,8 @@ impl<S: Socket> Shard<S> {
                 }
             }
         }
+        // Not only when the time has come: a fast publisher is much faster than that.
+        self.relieve();
         self.stats.tail_bytes(self.tail_bytes);
     }
 

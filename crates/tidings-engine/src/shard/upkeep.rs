@@ -37,6 +37,7 @@ impl<S: Socket> Shard<S> {
             self.look_at_holder(index);
         }
         self.relieve();
+        self.stats.tail_bytes(self.tail_bytes);
         if self.tail_bytes == 0 {
             // What comes next finds room again; until then a quiet shard holds nothing.
             for (_, followed) in &mut self.followed {
@@ -172,7 +173,7 @@ impl<S: Socket> Shard<S> {
 
     /// Holds to the limit of what tails keep for blocked clients: those that hold most let go first, and read on from the
     /// history as soon as they read at all.
-    fn relieve(&mut self) {
+    pub(super) fn relieve(&mut self) {
         while self.tail_bytes > self.options.retained_bytes_max {
             let mut held: Vec<_> =
                 self.holders.iter().map(|&index| (self.held_bytes(index), index)).collect();
