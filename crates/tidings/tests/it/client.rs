@@ -1,12 +1,12 @@
 //! A WebSocket client that reads as fast as it can.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr};
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use tokio_tungstenite::{
@@ -115,6 +115,101 @@ impl Client {
     pub(crate) async fn close(mut self) {
         self.socket.close(None).await.unwrap();
         while let Some(Ok(_)) = self.socket.next().await {}
+    }
+}
+
+/// A client of bare frames, which reads when it is told to and not before.
+pub(crate) struct Raw {
+    socket: BufReader<TcpStream>,
+    /// The head of the answer to its handshake.
+    pub(crate) head: String,
+}
+
+impl Raw {
+    /// A client whose kernel takes next to nothing for it.
+    pub(crate) async fn narrow(service: &Service) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        Self::over(socket.connect(service.address).await.unwrap(), "", b"").await
+    }
+
+    /// Upgrades a socket; `headers` are lines with their ends, `behind` goes out with the handshake.
+    pub(crate) async fn over(mut socket: TcpStream, headers: &str, behind: &[u8]) -> Self {
+        let request = format!(
+            "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
+        );
+        socket.write_all(&[request.as_bytes(), behind].concat()).await.unwrap();
+        let mut socket = BufReader::new(socket);
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(timeout(DEADLINE, socket.read_u8()).await.expect("a head in time").unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        Self { socket, head }
+    }
+
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).await.unwrap();
+    }
+
+    pub(crate) async fn send_json(&mut self, message: &Value) {
+        self.send(&frame(0x81, message.to_string().as_bytes())).await;
+    }
+
+    /// The next frame: its first byte, which holds FIN, RSV1 and the opcode, and its payload.
+    pub(crate) async fn frame(&mut self) -> io::Result<(u8, Vec<u8>)> {
+        let socket = &mut self.socket;
+        let read = async {
+            let first = socket.read_u8().await?;
+            let length = match socket.read_u8().await? {
+                126 => u64::from(socket.read_u16().await?),
+                127 => socket.read_u64().await?,
+                short => u64::from(short),
+            };
+            let mut payload = vec![0; usize::try_from(length).unwrap()];
+            socket.read_exact(&mut payload).await?;
+            Ok((first, payload))
+        };
+        timeout(DEADLINE, read).await.expect("a frame in time")
+    }
+
+    /// The next message, or how the connection ended: with a close code or without one.
+    pub(crate) async fn next_or_end(&mut self) -> Result<Value, Option<u16>> {
+        loop {
+            match self.frame().await.map_err(|_| None)? {
+                (0x81, text) => return Ok(serde_json::from_slice(&text).unwrap()),
+                (0x89, payload) => self.send(&frame(0x8A, &payload)).await,
+                (0x88, payload) => return Err(Some(u16::from_be_bytes([payload[0], payload[1]]))),
+                (first, payload) => panic!("unexpected {first:#x} with {payload:?}"),
+            }
+        }
+    }
+
+    /// The next message that is no heartbeat.
+    pub(crate) async fn next(&mut self) -> Value {
+        let read = async {
+            loop {
+                let message = self.next_or_end().await.expect("an open connection");
+                if message["type"] != "system.heartbeat" {
+                    return message;
+                }
+            }
+        };
+        timeout(DEADLINE, read).await.expect("a message in time")
+    }
+
+    /// Subscribes, and reads up to the confirmation.
+    pub(crate) async fn subscribe(&mut self, message: &Value) -> Value {
+        self.send_json(message).await;
+        loop {
+            let answer = self.next().await;
+            if answer["type"] == "subscription.confirmed" {
+                return answer;
+            }
+            assert_eq!(answer["type"], "connection.established");
+        }
     }
 }
 

@@ -2,12 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod backpressure;
 mod bad_input;
 mod bench;
 mod client;
 mod commands;
+mod deflate;
 mod fixture;
 mod http;
 mod redis_channel;
 mod restart;
+mod resume;
+mod sse;
 mod websocket;
