@@ -197,6 +197,7 @@ pub struct Shard<S> {
     /// Clients with something to write of their own.
     ready: Vec<usize>,
     passes: VecDeque<Pass>,
+    passes_begun: u64,
     /// Clients whose links hold bytes of tails.
     holders: Vec<usize>,
     /// Clients whose sockets may hold more than was read in one turn.
@@ -238,6 +239,7 @@ impl<S: Socket> Shard<S> {
             dirty: Vec::new(),
             ready: Vec::new(),
             passes: VecDeque::new(),
+            passes_begun: 0,
             holders: Vec::new(),
             unread: Vec::new(),
             unsaved: Vec::new(),

@@ -19,8 +19,8 @@ pub(super) struct Followed {
     pub(super) cohorts: Vec<Cohort>,
     /// Something came that no pass has begun to write.
     pub(super) dirty: bool,
-    /// A pass over its subscribers is under way.
-    pub(super) in_pass: bool,
+    /// The pass over its subscribers that is under way.
+    pub(super) in_pass: Option<u64>,
     /// It is followed even if no connection does.
     pub(super) permanent: bool,
 }
@@ -52,7 +52,7 @@ pub(super) struct Member {
 
 impl Followed {
     pub(super) fn new(id: StreamId) -> Self {
-        Self { id, epoch: None, head: 0, cohorts: Vec::new(), dirty: false, in_pass: false, permanent: false }
+        Self { id, epoch: None, head: 0, cohorts: Vec::new(), dirty: false, in_pass: None, permanent: false }
     }
 
     /// The cohort of this filter and encoding, made if there is none; an empty one serves again.

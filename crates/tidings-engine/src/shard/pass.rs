@@ -25,6 +25,8 @@ pub(super) const VISIT_BYTES: usize = 128 * 1024;
 /// A round of visits.
 #[derive(Debug, Default)]
 pub(super) struct Pass {
+    /// Never used twice in a shard: a stream's place may be another one's before the pass has ended.
+    number: u64,
     clients: Vec<usize>,
     next: usize,
     /// Those that take more than one visit.
@@ -96,14 +98,16 @@ impl<S: Socket> Shard<S> {
     /// Starts a pass over those that something new waits for. A stream whose last pass still runs waits for its end: its
     /// subscribers get what came meanwhile with the rest.
     fn begin_pass(&mut self) {
-        let mut pass = Pass { clients: std::mem::take(&mut self.ready), ..Pass::default() };
+        self.passes_begun += 1;
+        let clients = std::mem::take(&mut self.ready);
+        let mut pass = Pass { number: self.passes_begun, clients, ..Pass::default() };
         for stream in std::mem::take(&mut self.dirty) {
             let Some(followed) = self.followed.get_mut(stream) else { continue };
-            if followed.in_pass {
+            if followed.in_pass.is_some() {
                 self.dirty.push(stream);
                 continue;
             }
-            (followed.dirty, followed.in_pass) = (false, true);
+            (followed.dirty, followed.in_pass) = (false, Some(self.passes_begun));
             let mut marked = Marked { stream, cohorts: SmallVec::new() };
             for (number, cohort) in followed.cohorts.iter().enumerate() {
                 marked.cohorts.push((number, cohort.number, cohort.tail.end()));
@@ -125,7 +129,7 @@ impl<S: Socket> Shard<S> {
     fn finish_pass(&mut self, pass: &Pass) {
         for marked in &pass.streams {
             let Some(followed) = self.followed.get_mut(marked.stream) else { continue };
-            followed.in_pass = false;
+            followed.in_pass.take_if(|number| *number == pass.number);
             for &(number, name, end) in &marked.cohorts {
                 if let Some(cohort) = followed.cohorts.get_mut(number).filter(|cohort| cohort.number == name)
                 {

@@ -205,7 +205,7 @@ impl<S: Socket> Shard<S> {
 
     fn trim_all(&mut self) {
         // A stream that a pass runs over, or that waits for one, has readers whose cursors nobody has looked at.
-        let quiet = |followed: &super::Followed| !followed.dirty && !followed.in_pass;
+        let quiet = |followed: &super::Followed| !followed.dirty && followed.in_pass.is_none();
         for (_, followed) in &mut self.followed {
             if quiet(followed) {
                 followed.cohorts.iter_mut().for_each(|cohort| cohort.low = cohort.tail.end());
