@@ -1,6 +1,8 @@
 //! What clients send: read off the socket, put together, answered.
 
-use std::io;
+use std::{collections::HashSet, io};
+
+use tidings_protocol::StreamId;
 
 use crate::{
     saved::ResumeToken,
@@ -201,10 +203,9 @@ impl<S: Socket> Shard<S> {
         let is_first = !std::mem::replace(&mut client.flags.started, true);
         let client = &self.clients[index];
         let linked = client.links.iter().filter(|link| link.stream != self.announcements).count();
-        let waiting = client.reading.as_ref().map_or(0, |reading| reading.waiting.len());
         let sender = Sender {
             is_first,
-            subscriptions: linked + waiting,
+            subscriptions: linked + self.newly_asked_for(index),
             subscriptions_max: self.options.subscriptions_max,
             follows: &|stream| self.follows(index, stream),
         };
@@ -232,11 +233,20 @@ impl<S: Socket> Shard<S> {
         self.visit_now(index);
     }
 
+    /// Projects that the client asked for beside those that it follows.
+    fn newly_asked_for(&self, index: usize) -> usize {
+        let waiting = self.clients[index].reading.iter().flat_map(|reading| &reading.waiting);
+        let new = waiting
+            .map(|waiting| &waiting.stream)
+            .filter(|stream| **stream != StreamId::Announcements && self.link_to(index, stream).is_none());
+        new.collect::<HashSet<_>>().len()
+    }
+
     fn resume(
         &mut self,
         index: usize,
         token: &str,
-        positions: Vec<(tidings_protocol::StreamId, tidings_protocol::Position)>,
+        positions: Vec<(StreamId, tidings_protocol::Position)>,
         id: Option<tidings_protocol::MessageId>,
     ) {
         if let Some(token) = ResumeToken::parse(token) {

@@ -74,7 +74,7 @@ impl<S: Socket> Shard<S> {
         client.links.len() - 1
     }
 
-    fn link_to(&self, index: usize, stream: &StreamId) -> Option<usize> {
+    pub(super) fn link_to(&self, index: usize, stream: &StreamId) -> Option<usize> {
         let number = *self.by_stream.get(stream)?;
         self.clients.get(index)?.links.iter().position(|link| link.stream == number)
     }
@@ -184,13 +184,22 @@ impl<S: Socket> Shard<S> {
     }
 
     pub(super) fn start_waiting(&mut self, index: usize) {
-        while let Some(client) = self.clients.get_mut(index).filter(|client| client.closing.is_none()) {
+        while let Some(client) = self.clients.get(index).filter(|client| client.closing.is_none()) {
             let room = client.outgoing_bytes() < ANSWER_ROOM_BYTES && client.joining < JOINING_MAX;
-            let next =
-                client.reading.as_mut().filter(|_| room).and_then(|reading| reading.waiting.pop_front());
-            let Some(next) = next else { return };
+            let next = client.reading.as_ref().filter(|_| room).and_then(|reading| reading.waiting.front());
+            // One that replaces another waits for the other's answer, so that each is confirmed.
+            let Some(next) = next.filter(|next| !self.is_joining(index, &next.stream)) else { return };
+            let next = next.clone();
+            if let Some(reading) = &mut self.clients[index].reading {
+                reading.waiting.pop_front();
+            }
             self.join(index, next);
         }
+    }
+
+    fn is_joining(&self, index: usize, stream: &StreamId) -> bool {
+        let link = self.link_to(index, stream).and_then(|number| self.clients[index].links.get(number));
+        link.is_some_and(|link| matches!(link.phase, Phase::Joining(_)))
     }
 
     fn link_of(&self, asker: &Asker, ticket_of: impl Fn(&Phase) -> Option<u64>) -> Option<(usize, usize)> {
