@@ -299,3 +299,61 @@ async fn many_stuck_clients_hold_no_more_than_is_allowed_and_delay_nobody() {
     }
     drop(clients);
 }
+
+#[tokio::test]
+async fn a_stuck_connection_is_taken_over_without_a_loss() {
+    let service = Service::with(&ROOMY);
+    let mut stuck = Raw::narrow(&service).await;
+    stuck.send_json(&json!({"type": "subscribe", "project_id": "p"})).await;
+    let established = stuck.next().await;
+    let confirmed = stuck.next().await;
+    let (batches, events) = publish_until_behind(&service, 100, 2000).await;
+    let positions = json!({"p": {"epoch": confirmed["epoch"], "offset": 0}});
+    let mut client = Client::connect(&service).await;
+    let resume = json!({"type": "resume", "token": established["resume_token"], "positions": positions});
+    let resumed = client.ask(&resume).await;
+    assert_eq!(
+        (&resumed["type"], &resumed["client_id"]),
+        (&json!("connection.resumed"), &established["client_id"])
+    );
+    assert_eq!(client.next().await["recovered"], true);
+    let (mut at, mut steps) = (0, 0);
+    while at < events {
+        let event = client.next_event().await;
+        at += 1 + event.get("folded").map_or(0, |folded| folded.as_u64().unwrap());
+        assert_eq!(event["offset"], at);
+        steps += u64::from(event["type"] == "step.done");
+    }
+    assert_eq!(steps, batches);
+    until("the stuck one being gone", || async { service.health().await["active_connections"] == 1 }).await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_behind_and_subscribes_anew_goes_on_from_where_it_says() {
+    let service = Service::with(&ROOMY);
+    let mut slow = Raw::narrow(&service).await;
+    let confirmed = slow.subscribe(&json!({"type": "subscribe", "project_id": "p"})).await;
+    let (batches, _) = publish_until_behind(&service, 100, 2000).await;
+    let since = json!({"epoch": confirmed["epoch"], "offset": 0});
+    slow.send_json(
+        &json!({"type": "subscribe", "id": 2, "project_id": "p", "types": ["step.*"], "since": since}),
+    )
+    .await;
+    // What was on its way comes first.
+    loop {
+        let message = slow.next().await;
+        if message["id"] == 2 {
+            assert_eq!((&message["recovered"], &message["offset"]), (&json!(true), &json!(0)));
+            break;
+        }
+    }
+    for number in 1..=batches {
+        let event = slow.next().await;
+        assert_eq!((&event["type"], &event["number"]), (&json!("step.done"), &json!(number)));
+    }
+    slow.send_json(&json!({"type": "unsubscribe", "project_id": "p"})).await;
+    assert_eq!(slow.next().await["type"], "subscription.removed");
+    service.publish(&step(1, 10)).await;
+    slow.send_json(&json!({"type": "ping"})).await;
+    assert_eq!(slow.next().await["type"], "pong");
+}

@@ -2,7 +2,7 @@
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::{
     client::{Client, Raw, frame},
@@ -43,7 +43,12 @@ fn inflated(payload: &[u8]) -> Value {
 
 /// The next message, and whether it was compressed.
 async fn next(client: &mut Raw) -> (bool, Value) {
-    match client.frame().await.unwrap() {
+    let mut read = client.frame().await.unwrap();
+    while read.0 == 0x89 {
+        client.send(&frame(0x8A, &read.1)).await;
+        read = client.frame().await.unwrap();
+    }
+    match read {
         (0xC1, payload) => (true, inflated(&payload)),
         (0x81, payload) => (false, serde_json::from_slice(&payload).unwrap()),
         (first, payload) => panic!("unexpected {first:#x} with {payload:?}"),
@@ -164,4 +169,46 @@ async fn compressed_rubbish_closes_with_its_code() {
     client.send(&frame(0xC1, &deflated(b"{\"type\":\"ping\"}"))).await;
     client.next().await;
     assert_eq!(client.next_or_end().await.unwrap_err(), Some(1002));
+}
+
+#[tokio::test]
+async fn a_client_that_was_behind_gets_folded_events_compressed() {
+    let service = Service::with(&[("TIDINGS_DEFLATE", "true"), ("TIDINGS_HISTORY_EVENTS", "100000")]);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = Raw::over(socket.connect(service.address).await.unwrap(), OFFER, b"").await;
+    assert_eq!(next(&mut client).await.1["type"], "connection.established");
+    client.send_json(&json!({"type": "subscribe", "project_id": "p"})).await;
+    assert_eq!(next(&mut client).await.1["type"], "subscription.confirmed");
+    // Words that hardly compress, so that the socket is full soon.
+    let mut seed = 1_u64;
+    let mut word = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{:016x}", seed ^ (seed >> 29))
+    };
+    let (mut published, mut more) = (0_u64, 5);
+    while more > 0 {
+        let mut progress = |current| {
+            let message: String = (0..200).map(|_| word()).collect();
+            json!({
+                "type": "task.progress", "project_id": "p", "task_id": "t",
+                "progress": {"current": current, "total": 9_999_999}, "message": message,
+            })
+        };
+        let events: Vec<_> = (published + 1..=published + 50).map(&mut progress).collect();
+        published += 50;
+        service.publish(&json!(events)).await;
+        more -= u64::from(service.metric("tidings_subscriptions_behind_total").await > 0.5);
+        assert!(published < 100_000, "it is behind long before this");
+    }
+    let (mut at, mut folded_sum) = (0, 0);
+    while at < published {
+        let (compressed, event) = next(&mut client).await;
+        let folded = event.get("folded").map_or(0, |folded| folded.as_u64().unwrap());
+        at += 1 + folded;
+        folded_sum += folded;
+        assert_eq!((compressed, &event["offset"]), (true, &json!(at)));
+        assert_eq!(event["progress"]["current"], at);
+    }
+    assert!(folded_sum > 0);
 }

@@ -10,6 +10,7 @@ mod commands;
 mod deflate;
 mod fixture;
 mod http;
+mod pipelined;
 mod redis_channel;
 mod restart;
 mod resume;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use tokio_util::task::TaskTracker;
@@ -29,7 +29,10 @@ struct Sent {
 
 impl Stream {
     async fn open(service: &Service, query: &str, headers: &str) -> Self {
-        let mut socket = TcpStream::connect(service.address).await.unwrap();
+        Self::over(TcpStream::connect(service.address).await.unwrap(), query, headers).await
+    }
+
+    async fn over(mut socket: TcpStream, query: &str, headers: &str) -> Self {
         let request = format!("GET /sse?{query} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut socket = BufReader::new(socket);
@@ -306,4 +309,54 @@ async fn a_reader_that_takes_its_time_gets_every_event_whole() {
     }
     service.publish(&numbered(11)).await;
     assert_eq!(stream.next().await.message["number"], 11);
+}
+
+#[tokio::test]
+async fn a_reader_that_was_behind_gets_the_newest_progress_and_every_durable_event() {
+    const BATCH: u64 = 100;
+    let service = Service::with(&[("TIDINGS_HISTORY_EVENTS", "100000")]);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = Stream::over(socket.connect(service.address).await.unwrap(), "project_id=p", "").await;
+    assert_eq!(stream.next().await.message["type"], "subscription.confirmed");
+    let (mut batches, mut more) = (0, 5);
+    while more > 0 {
+        let progress = |number| {
+            json!({
+                "type": "task.progress", "project_id": "p", "task_id": "t",
+                "progress": {"current": number, "total": 9_999_999}, "message": "x".repeat(2000),
+            })
+        };
+        let mut events: Vec<_> = (batches * BATCH + 1..=(batches + 1) * BATCH).map(progress).collect();
+        batches += 1;
+        events.push(numbered(batches));
+        service.publish(&json!(events)).await;
+        more -= u64::from(service.metric("tidings_subscriptions_behind_total").await > 0.5);
+        assert!(batches < 1000, "it is behind long before this");
+    }
+    let (mut at, mut current, mut steps, mut folded_sum) = (0, 0, 0, 0);
+    while at < batches * (BATCH + 1) {
+        let event = stream.next().await;
+        let folded = event.message.get("folded").map_or(0, |folded| folded.as_u64().unwrap());
+        at += 1 + folded;
+        folded_sum += folded;
+        assert_eq!(event.message["offset"], at);
+        assert!(event.id.unwrap().ends_with(&format!(":{at}")));
+        if event.message["type"] == "a.b" {
+            steps += 1;
+            assert_eq!(event.message["number"], steps);
+        } else {
+            current = event.message["progress"]["current"].as_u64().unwrap();
+        }
+    }
+    assert_eq!((steps, current), (batches, batches * BATCH));
+    assert!(folded_sum > BATCH);
+}
+
+#[tokio::test]
+async fn a_question_for_the_head_alone_leaves_no_reader_behind() {
+    let service = Service::start();
+    let answer = request("HEAD", &service.url("/sse?project_id=p"), &[], b"").await;
+    assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "text/event-stream"));
+    until("no reader being left", || async { service.health().await["active_connections"] == 0 }).await;
 }
