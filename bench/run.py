@@ -165,8 +165,8 @@ SCENARIOS = {
         timed=False,
     ),
     "storm": Scenario(
-        "5,000 connections cut at once, back at once, 100 events/s over 50 projects meanwhile",
-        "storm -n 5000 --projects 50 --rate 100",
+        "15,000 connections cut at once, back at once, 100 events/s over 50 projects meanwhile",
+        "storm -n 15000 --projects 50 --rate 100",
         (PLAIN,),
         (
             Figure("all whole after ms", "whole_us.max", 1e-3),

@@ -10,7 +10,11 @@ use axum::{Router, body::Body, extract::ConnectInfo, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::{net::TcpListener, sync::mpsc, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
@@ -22,6 +26,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const KERNEL_WAITING_BYTES: u32 = 128 * 1024;
 /// Before another attempt when the process has no descriptor left: every connection that ends gives one back.
 const NO_DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
+/// A peer that acknowledges nothing, or has no room, for this long is gone. Shards look after their own sockets; this is for
+/// responses that somebody asked for and does not read.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(40);
+/// For a request that is being answered when the service stops.
+const LAST_REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// Accepted sockets on their way to another shard.
 const HANDED_OVER_MAX: usize = 1024;
 
@@ -81,10 +91,14 @@ fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
         socket.set_reuse_port(true)?;
     }
     socket.set_nonblocking(true)?;
-    // Messages are coalesced by us; waiting for more to send would only delay them. Linux hands these two on to what is
+    // Messages are coalesced by us; waiting for more to send would only delay them. Linux hands these options on to what is
     // accepted.
     socket.set_tcp_nodelay(true)?;
     limit_kernel_waiting(&socket);
+    #[cfg(target_os = "linux")]
+    if let Err(error) = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT)) {
+        tracing::debug!(%error, "TCP_USER_TIMEOUT");
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -188,7 +202,7 @@ impl Served {
                 ended = connection.as_mut() => ended,
                 () = stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
-                    connection.await
+                    timeout(LAST_REQUEST_TIMEOUT, connection).await.unwrap_or(Ok(()))
                 }
             };
             if let Err(error) = ended {

@@ -122,8 +122,11 @@ impl<S: Socket> Shard<S> {
             client.pinged_ms = Some(self.now.ms);
         }
         if !heartbeat_due {
-            client.push(is_websocket.then(|| Bytes::from_static(&PING_FRAME)));
-            return self.visit_now(index);
+            if is_websocket {
+                client.push([Bytes::from_static(&PING_FRAME)]);
+                self.visit_now(index);
+            }
+            return;
         }
         client.heartbeat_ms = self.now.ms;
         let moved = self.moved_positions(index);
