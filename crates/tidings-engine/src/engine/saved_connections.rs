@@ -84,7 +84,9 @@ impl SavedConnections {
     pub(super) fn remove(&mut self, client: ClientId) -> Option<SavedConnection> {
         let kept = self.by_client.remove(&client)?;
         self.clients.remove(&kept.connection.token);
-        if self.by_client.capacity() > SHRINK_CAPACITY_MIN && self.by_client.capacity() > 8 * self.by_client.len() {
+        if self.by_client.capacity() > SHRINK_CAPACITY_MIN
+            && self.by_client.capacity() > 8 * self.by_client.len()
+        {
             // What a rush needed is given back when it has left.
             self.by_client.shrink_to(2 * self.by_client.len());
             self.clients.shrink_to(2 * self.by_client.len());

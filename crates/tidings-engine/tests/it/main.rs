@@ -5,8 +5,10 @@
 mod contract;
 mod deflate;
 mod embedded;
+mod epoch;
 mod journal;
 mod reader;
+mod replay;
 mod simulation;
 
 use tidings_protocol::{EVENT_BYTES_MAX, Event, StreamId};

@@ -62,7 +62,7 @@ impl Random {
 
 /// The two ends of a connection.
 #[derive(Debug, Default)]
-struct Wire {
+pub(crate) struct Wire {
     /// Bytes that the peer still takes.
     room: usize,
     to_client: Vec<u8>,
@@ -73,8 +73,15 @@ struct Wire {
     waits_for_room: bool,
 }
 
+impl Wire {
+    /// One whose client takes everything.
+    pub(crate) fn open() -> Self {
+        Self { room: usize::MAX, ..Self::default() }
+    }
+}
+
 #[derive(Debug, Clone)]
-struct VirtualSocket(Rc<RefCell<Wire>>);
+pub(crate) struct VirtualSocket(pub(crate) Rc<RefCell<Wire>>);
 
 impl Socket for VirtualSocket {
     fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -109,7 +116,7 @@ impl Socket for VirtualSocket {
     }
 }
 
-struct ServerEnd(VirtualSocket);
+pub(crate) struct ServerEnd(pub(crate) VirtualSocket);
 
 impl Socket for ServerEnd {
     fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -156,7 +163,7 @@ struct Followed {
     at: Option<Position>,
 }
 
-struct Client {
+pub(crate) struct Client {
     key: ConnectionKey,
     wire: Rc<RefCell<Wire>>,
     read: usize,
@@ -211,7 +218,7 @@ impl Drop for SaysSeed {
     }
 }
 
-fn options() -> ShardOptions {
+pub(crate) fn options() -> ShardOptions {
     ShardOptions {
         node: "n".into(),
         restarted: false,
@@ -416,18 +423,7 @@ impl World {
         }));
         let socket = ServerEnd(VirtualSocket(Rc::clone(&wire)));
         let key = self.shard.open(Opening { socket, encoding: Encoding::Plain, subscription: None });
-        let mut client = Client {
-            key,
-            wire,
-            read: 0,
-            token: String::new(),
-            followed: BTreeMap::new(),
-            announcements: None,
-            was_full: full,
-            closed: None,
-            resuming: false,
-            asked: 0,
-        };
+        let mut client = Client { was_full: full, ..Client::new(key, wire) };
         if let Some((token, followed)) = self.left[number].take() {
             let positions: serde_json::Map<_, _> = followed
                 .iter()
@@ -690,7 +686,22 @@ impl World {
 }
 
 impl Client {
-    fn say(&self, message: &Value) {
+    pub(crate) fn new(key: ConnectionKey, wire: Rc<RefCell<Wire>>) -> Self {
+        Self {
+            key,
+            wire,
+            read: 0,
+            token: String::new(),
+            followed: BTreeMap::new(),
+            announcements: None,
+            was_full: false,
+            closed: None,
+            resuming: false,
+            asked: 0,
+        }
+    }
+
+    pub(crate) fn say(&self, message: &Value) {
         let payload = message.to_string();
         let mut wire = self.wire.borrow_mut();
         wire.to_server.push_back(0x81);
@@ -727,7 +738,7 @@ impl Client {
     }
 
     /// The next whole frame: its first byte and its payload.
-    fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
+    pub(crate) fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
         let wire = self.wire.borrow();
         let bytes = &wire.to_client[self.read..];
         let (&first, rest) = bytes.split_first()?;

@@ -141,8 +141,7 @@ async fn what_was_acknowledged_is_there_after_a_kill_and_connections_resume() {
         let token = client.established["resume_token"].clone();
         client = process.connect().await;
         let positions = json!({"p": {"epoch": epoch, "offset": last}});
-        let resumed =
-            client.ask(&json!({"type": "resume", "token": token, "positions": positions})).await;
+        let resumed = client.ask(&json!({"type": "resume", "token": token, "positions": positions})).await;
         assert_eq!((&resumed["type"], &resumed["client_id"]), (&json!("connection.resumed"), &client_id));
         assert_eq!(resumed["subscriptions"], json!(["p"]));
         let confirmed = client.next_event().await;

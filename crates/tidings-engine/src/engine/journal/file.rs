@@ -5,7 +5,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -66,11 +67,17 @@ impl JournalFile {
         self.length
     }
 
-    /// Writes whole entries. What was written of them when it fails is taken back, so that the file stays whole.
-    pub(super) fn write(&mut self, entries: &[u8]) -> io::Result<()> {
-        if let Err(error) = self.file.write_all(entries) {
-            self.file.set_len(self.length)?;
-            self.file.seek(SeekFrom::Start(self.length))?;
+    /// Writes whole entries, and waits until the disk has them if `synced`. If that fails, what was written of them is taken
+    /// back, so that nothing is there that was not acknowledged.
+    pub(super) fn write(&mut self, entries: &[u8], synced: bool) -> io::Result<()> {
+        // At a place, and not where the last write ended: that may have failed halfway.
+        let mut written = self.file.write_all_at(entries, self.length);
+        if synced {
+            written = written.and_then(|()| self.file.sync_data());
+        }
+        if let Err(error) = written {
+            // Where even this fails, the next write covers what is there, and what is left behind it has a wrong checksum.
+            let _ = self.file.set_len(self.length);
             return Err(error);
         }
         self.length += entries.len() as u64;
@@ -178,7 +185,7 @@ mod tests {
         for number in 0..3 {
             let mut buffer = Vec::new();
             encode(&entry(number), &mut buffer);
-            file.write(&buffer).unwrap();
+            file.write(&buffer, false).unwrap();
         }
         let read_all = || {
             let mut entries = Vec::new();

@@ -66,12 +66,10 @@ impl LogWriter {
 
     /// Writes entries, made by [`encode`]. When this returns, a process that is killed does not lose them.
     pub(in crate::engine) fn write(&mut self, entries: &[u8]) -> io::Result<()> {
-        self.file.write(entries)?;
+        self.file.write(entries, self.options.sync == Sync::Always)?;
         self.log_bytes += entries.len() as u64;
-        match &self.syncer {
-            Some(syncer) => syncer.dirty.store(true, Relaxed),
-            None if self.options.sync == Sync::Always => self.file.sync()?,
-            None => {}
+        if let Some(syncer) = &self.syncer {
+            syncer.dirty.store(true, Relaxed);
         }
         Ok(())
     }
@@ -99,8 +97,7 @@ impl LogWriter {
     pub(in crate::engine) fn end(mut self) -> io::Result<()> {
         let mut entry = Vec::new();
         encode(&Entry::Ended, &mut entry);
-        self.file.write(&entry)?;
-        self.file.sync()
+        self.file.write(&entry, true)
     }
 
     fn tell_syncer(&self) -> io::Result<()> {
@@ -118,7 +115,7 @@ fn next_log(folder: &mut Folder, options: &JournalOptions) -> Result<(u64, Journ
     let mut entry = Vec::new();
     let synced = options.sync == Sync::Always;
     encode(&Entry::Began { boot: boot_id().map(Into::into), synced }, &mut entry);
-    let begun = file.write(&entry).and_then(|()| sync_folder(folder.path()));
+    let begun = file.write(&entry, false).and_then(|()| sync_folder(folder.path()));
     begun.map_err(JournalError::file(&file.path))?;
     Ok((number, file))
 }
@@ -179,7 +176,7 @@ impl CheckpointWriter {
 
 impl io::Write for JournalFile {
     fn write(&mut self, entries: &[u8]) -> io::Result<usize> {
-        Self::write(self, entries)?;
+        Self::write(self, entries, false)?;
         Ok(entries.len())
     }
 
