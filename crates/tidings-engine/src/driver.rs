@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Sockets that are looked at between two quanta of writing.
-const EVENTS_MAX: usize = 1024;
+const EVENTS_MAX: usize = 256;
 
 /// A connection that somebody hands to a shard.
 #[derive(Debug)]
@@ -191,19 +191,19 @@ impl Running {
     async fn run(mut self) -> io::Result<()> {
         let mailbox = Arc::clone(self.hub.mailbox(self.number));
         let mut tick = pin!(sleep_until(self.clock.at(self.shard.next_tick_ms())));
-        let mut more = true;
+        let (mut more, mut more_sockets) = (true, false);
         loop {
-            if more {
+            if more || more_sockets {
                 // The runtime's other tasks and the sockets have their turn between two quanta.
                 tokio::task::yield_now().await;
-                self.poll_sockets()?;
+                more_sockets = self.poll_sockets()?;
             } else {
                 tokio::select! {
                     () = mailbox.arrived() => {}
                     ready = self.poll.readable() => {
                         // Cleared before the look, so that what comes during the look shows again.
                         ready?.clear_ready();
-                        self.poll_sockets()?;
+                        more_sockets = self.poll_sockets()?;
                     }
                     Some(answer) = self.answers.next() => {
                         self.shard.set_now(self.clock.now());
@@ -270,28 +270,25 @@ impl Running {
         Ok(())
     }
 
-    fn poll_sockets(&mut self) -> io::Result<()> {
-        loop {
-            match self.poll.get_mut().poll(&mut self.events, Some(Duration::ZERO)) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                polled => polled?,
+    /// Looks at the sockets that something has happened to, at most so many as others can wait for; whether there may be more.
+    fn poll_sockets(&mut self) -> io::Result<bool> {
+        match self.poll.get_mut().poll(&mut self.events, Some(Duration::ZERO)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            polled => polled?,
+        }
+        self.shard.set_now(self.clock.now());
+        let mut seen = 0;
+        for event in &self.events {
+            seen += 1;
+            let index = event.token().0;
+            if event.is_writable() {
+                self.shard.writable(index);
             }
-            self.shard.set_now(self.clock.now());
-            let mut seen = 0;
-            for event in &self.events {
-                seen += 1;
-                let index = event.token().0;
-                if event.is_writable() {
-                    self.shard.writable(index);
-                }
-                if event.is_readable() || event.is_read_closed() || event.is_error() {
-                    self.shard.readable(index);
-                }
-            }
-            if seen < EVENTS_MAX {
-                return Ok(());
+            if event.is_readable() || event.is_read_closed() || event.is_error() {
+                self.shard.readable(index);
             }
         }
+        Ok(seen == EVENTS_MAX)
     }
 
     /// Does what the shard wants done; whether that gave it more to do.

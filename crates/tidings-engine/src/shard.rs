@@ -210,6 +210,8 @@ pub struct Shard<S> {
     inflater: Inflater,
     spare_reader: Reader,
     read_buffer: Vec<u8>,
+    /// Small pieces for one socket are put together here.
+    write_buffer: Vec<u8>,
     /// Bytes that all tails hold.
     tail_bytes: usize,
     stats: Arc<ShardStats>,
@@ -249,6 +251,7 @@ impl<S: Socket> Shard<S> {
             inflater: Inflater::default(),
             spare_reader: Reader::default(),
             read_buffer: vec![0; inbound::READ_BYTES],
+            write_buffer: Vec::new(),
             tail_bytes: 0,
             stats,
         };
@@ -300,6 +303,7 @@ impl<S: Socket> Shard<S> {
             outgoing: None,
             reading: None,
             closing: None,
+            pass: 0,
             waits_for_socket: false,
             joining: 0,
             behind: 0,

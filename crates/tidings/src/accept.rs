@@ -7,12 +7,14 @@ use std::{
 };
 
 use axum::{Router, body::Body, extract::ConnectInfo, http::Request};
+use futures_util::FutureExt as _;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::TcpListener,
     sync::mpsc,
+    task::{unconstrained, yield_now},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -20,6 +22,9 @@ use tower::ServiceExt as _;
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
+/// Connections that are accepted at once: what a rush brings is taken off the kernel before it is served, because what does
+/// not fit there comes again only after seconds.
+const ACCEPTED_AT_ONCE_MAX: usize = 8192;
 /// For a request's head to arrive; a connection that takes longer is no client of ours.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// What waits in the kernel for one client, at about; the rest waits with us, where everybody shares it.
@@ -120,8 +125,17 @@ pub async fn serve(incomings: Incomings, router: Router, tasks: TaskTracker, sto
     let accepting = async {
         match incomings {
             Incomings::Listener(listener) => loop {
-                let (socket, peer) = accept(&listener).await;
-                served.take(socket, peer);
+                // The runtime would let others have their turn after a hundred.
+                unconstrained(async {
+                    let (socket, peer) = accept(&listener).await;
+                    served.take(socket, peer);
+                    for _ in 1..ACCEPTED_AT_ONCE_MAX {
+                        let Some(Ok((socket, peer))) = listener.accept().now_or_never() else { break };
+                        served.take(socket, peer);
+                    }
+                })
+                .await;
+                yield_now().await;
             },
             Incomings::HandedOver(mut sockets) => {
                 while let Some((socket, peer)) = sockets.recv().await {

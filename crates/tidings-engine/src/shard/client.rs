@@ -28,6 +28,8 @@ pub(super) struct Client<S> {
     pub(super) outgoing: Option<Box<Outgoing>>,
     pub(super) reading: Option<Box<Reading>>,
     pub(super) closing: Option<Closing>,
+    /// The last pass that it was listed for.
+    pub(super) pass: u64,
     /// The socket takes no more until it says so.
     pub(super) waits_for_socket: bool,
     /// Links whose first answer is still to come.

@@ -22,6 +22,9 @@ const QUANTUM_BYTES: usize = 2 * 1024 * 1024;
 /// Bytes in one visit: what one client may take while others wait.
 pub(super) const VISIT_BYTES: usize = 128 * 1024;
 
+/// Pieces that make up no more than this are put together for one write.
+const COPIED_BYTES_MAX: usize = 8 * 1024;
+
 /// A round of visits.
 #[derive(Debug, Default)]
 pub(super) struct Pass {
@@ -111,14 +114,15 @@ impl<S: Socket> Shard<S> {
             let mut marked = Marked { stream, cohorts: SmallVec::new() };
             for (number, cohort) in followed.cohorts.iter().enumerate() {
                 marked.cohorts.push((number, cohort.number, cohort.tail.end()));
-                pass.clients.extend(cohort.members.iter().map(|member| member.client));
+                for member in &cohort.members {
+                    // Whoever follows several of the streams is visited once.
+                    let client = &mut self.clients[member.client];
+                    if std::mem::replace(&mut client.pass, pass.number) != pass.number {
+                        pass.clients.push(member.client);
+                    }
+                }
             }
             pass.streams.push(marked);
-        }
-        if pass.streams.len() > 1 {
-            // Whoever follows several of them is visited once.
-            pass.clients.sort_unstable();
-            pass.clients.dedup();
         }
         if !pass.clients.is_empty() || !pass.streams.is_empty() {
             self.passes.push_back(pass);
@@ -189,7 +193,10 @@ impl<S: Socket> Shard<S> {
             Some(client) if client.behind > 0 => self.refill(index),
             Some(_) => {}
         }
-        let Some((parts, wanted, written)) = self.write(index) else {
+        let mut buffer = std::mem::take(&mut self.write_buffer);
+        let write = self.write(index, &mut buffer);
+        self.write_buffer = buffer;
+        let Some((parts, wanted, written)) = write else {
             self.written_all(index);
             return Visit::Done;
         };
@@ -223,7 +230,7 @@ impl<S: Socket> Shard<S> {
     }
 
     /// One write of what waits: where its bytes come from, how many they are, and how many were taken. `None`: nothing waits.
-    fn write(&self, index: usize) -> Option<(Parts, usize, io::Result<usize>)> {
+    fn write(&self, index: usize, buffer: &mut Vec<u8>) -> Option<(Parts, usize, io::Result<usize>)> {
         let client = self.clients.get(index)?;
         let mut slices = Slices::new();
         let mut parts = Parts::new();
@@ -251,7 +258,18 @@ impl<S: Socket> Shard<S> {
             parts.push((Part::Link(number), bytes));
             wanted += bytes;
         }
-        (wanted > 0).then(|| (parts, wanted, client.socket.write(&slices)))
+        if wanted == 0 {
+            return None;
+        }
+        let written = if slices.len() > 1 && wanted <= COPIED_BYTES_MAX {
+            // Copying small pieces is cheaper than letting the system collect them.
+            buffer.clear();
+            slices.iter().for_each(|slice| buffer.extend_from_slice(slice));
+            client.socket.write(&[io::IoSlice::new(buffer)])
+        } else {
+            client.socket.write(&slices)
+        };
+        Some((parts, wanted, written))
     }
 
     /// Writes a frame to a client for which nothing waits, without holding it; `false`: it has to be queued after all.

@@ -9,8 +9,9 @@ use anyhow::{Context as _, bail, ensure};
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Sockets from one address to one port before the next address is used: the usual range of ports has 28,232.
-const SOCKETS_PER_ADDRESS: usize = 20_000;
+/// Source addresses, 127.0.0.2 and on: one has 28,232 ports in the usual range, and the system takes ever longer to find a
+/// free one the more are taken.
+const ADDRESSES: usize = 100;
 /// The receive buffer of connections that read slowly or never. Without it the kernel would take megabytes for them, and
 /// the server would hardly notice.
 const SLOW_RECEIVE_BYTES: usize = 16 * 1024;
@@ -83,7 +84,7 @@ impl Target {
             socket.set_recv_buffer_size(SLOW_RECEIVE_BYTES)?;
         }
         if self.address.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) && cfg!(target_os = "linux") {
-            let last = u8::try_from(2 + number / SOCKETS_PER_ADDRESS).unwrap_or(u8::MAX);
+            let last = u8::try_from(2 + number % ADDRESSES).unwrap_or(u8::MAX);
             socket.bind(&SocketAddr::from(([127, 0, 0, last], 0)).into())?;
         }
         match socket.connect(&self.address.into()) {
