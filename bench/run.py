@@ -331,9 +331,12 @@ def running(command: Command, variables: dict[str, str], core: str, log: Path) -
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Below the range that the system takes clients' ports from: those of the run before are not free for a while."""
+    while True:
+        port = random.randint(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("0.0.0.0", port))
+            return port
 
 
 def wait_for(port: int, process: Process, log: Path) -> None:

@@ -20,6 +20,7 @@ use std::{
 };
 
 use slab::Slab;
+use smallvec::SmallVec;
 use tidings_protocol::{
     CloseCode, PROTOCOL_VERSION, Position, ServerMessage, StreamId, Timestamp, TypeFilter,
 };
@@ -298,7 +299,7 @@ impl<S: Socket> Shard<S> {
             id: ClientId::random(),
             token: ResumeToken::random(),
             encoding: opening.encoding,
-            links: Vec::with_capacity(2),
+            links: SmallVec::new(),
             first_link: 0,
             outgoing: None,
             reading: None,

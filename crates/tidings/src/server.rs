@@ -19,7 +19,7 @@ use tidings_engine::{
 };
 use tidings_protocol::CloseCode;
 use tokio_util::{
-    sync::CancellationToken,
+    sync::{CancellationToken, DropGuard},
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
@@ -39,7 +39,7 @@ use crate::{
 /// For connections to end by themselves once they were told to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why the service did not start.
+/// Why the service did not start, or does not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The address cannot be listened on.
@@ -58,6 +58,9 @@ pub enum StartError {
     /// The engine does not answer.
     #[error(transparent)]
     Engine(EngineError),
+    /// A shard has ended while the service ran, and its connections with it. What it was is in the log.
+    #[error("a shard has failed; the service stops, so that it is started anew")]
+    Shard,
     /// A shard's thread cannot be started.
     #[error("a thread cannot be started: {0}")]
     Thread(io::Error),
@@ -162,10 +165,13 @@ impl Server {
     /// how many connections did not end by themselves.
     pub async fn run(self, stop: CancellationToken) -> Result<usize, StartError> {
         let Self { edge, public: _, internal, shards, channel, stop: stop_parts } = self;
-        let accepting = CancellationToken::new();
+        let (accepting, failed) = (CancellationToken::new(), CancellationToken::new());
         for (number, (driver, incomings)) in (0..).zip(shards) {
             let router = routes::public(&edge).layer(Extension(edge.node.shard(number)));
-            let shard = ServedShard { driver, incomings, router, accepting: accepting.clone() };
+            // However a shard ends, by a panic, too: a service without it would look well and be deaf.
+            let alive = failed.clone().drop_guard();
+            let shard =
+                ServedShard { driver, incomings, router, accepting: accepting.clone(), _alive: alive };
             // The first shares its thread with the sources, so that on one core nothing goes from thread to thread.
             if number == 0 {
                 edge.tasks.spawn(shard.run());
@@ -180,7 +186,11 @@ impl Server {
         if let Some(channel) = channel {
             edge.tasks.spawn(channel.run(stop_parts.clone()));
         }
-        stop.cancelled().await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = failed.cancelled() => tracing::error!("a shard has ended; stopping"),
+        }
+        let has_failed = failed.is_cancelled();
         tracing::info!(connections = edge.node.counts().connections, "stopping");
         edge.draining.store(true, Ordering::Relaxed);
         stop_parts.cancel();
@@ -197,7 +207,7 @@ impl Server {
         }
         edge.node.close().await;
         tracing::info!("stopped");
-        Ok(cut_off)
+        if has_failed { Err(StartError::Shard) } else { Ok(cut_off) }
     }
 }
 
@@ -240,6 +250,8 @@ struct ServedShard {
     incomings: Incomings,
     router: Router,
     accepting: CancellationToken,
+    /// Dropped with it, which stops the service.
+    _alive: DropGuard,
 }
 
 impl ServedShard {

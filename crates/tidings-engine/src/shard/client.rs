@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
 use tidings_protocol::{CloseCode, MessageId, Offset, Position, StreamId, TypeFilter};
 
 use crate::{
@@ -21,8 +22,8 @@ pub(super) struct Client<S> {
     pub(super) id: ClientId,
     pub(super) token: ResumeToken,
     pub(super) encoding: Encoding,
-    /// What it follows; of a WebSocket the first are the announcements.
-    pub(super) links: Vec<Link>,
+    /// What it follows. Most follow the announcements and a project, and a visit finds both where it finds the rest.
+    pub(super) links: SmallVec<[Link; 2]>,
     /// Which of its links is written first, so that a full one does not starve the others.
     pub(super) first_link: usize,
     pub(super) outgoing: Option<Box<Outgoing>>,

@@ -148,6 +148,28 @@ async fn a_thousand_clients_at_once_get_every_event() {
 }
 
 #[tokio::test]
+async fn events_of_ten_subscriptions_go_out_in_one_write() {
+    let service = Service::with(&[("TIDINGS_SHARDS", "1")]);
+    let mut client = Client::connect(&service).await;
+    let projects: Vec<_> = (0..10).map(|number| format!("p{number}")).collect();
+    for project in &projects {
+        client.ask(&json!({"type": "subscribe", "project_id": project})).await;
+    }
+    let writes = async || service.metric("tidings_socket_writes_total").await;
+    let before = writes().await;
+    let events: Vec<_> =
+        projects.iter().map(|project| json!({"type": "a.b", "project_id": project})).collect();
+    service.publish(&json!(events)).await;
+    let mut seen: Vec<_> = Vec::new();
+    for _ in &projects {
+        seen.push(client.next().await["project_id"].as_str().unwrap().to_owned());
+    }
+    seen.sort();
+    assert_eq!(seen, projects);
+    assert!((writes().await - before - 1.0).abs() < f64::EPSILON, "one write for all of them");
+}
+
+#[tokio::test]
 async fn a_large_message_does_not_block_others() {
     let service = Arc::new(Service::start());
     let mut large_clients = JoinSet::new();
@@ -198,7 +220,7 @@ async fn a_client_that_stops_reading_is_closed_and_delays_nobody() {
     let stuck = Client::subscribed(&service, "p").await;
     let mut quick = Client::subscribed(&service, "p").await;
     let data = "x".repeat(200_000);
-    // Until the kernel's buffers of the stuck one are full, and its outbox, too.
+    // Until the kernel's buffers of the stuck one are full, and more waits for it than may.
     let mut offset = 0;
     while service.metric("tidings_connections_closed_total{code=\"4508\"}").await < 1.0 {
         service.publish(&json!({"type": "a.b", "project_id": "p", "data": data})).await;

@@ -50,7 +50,12 @@ impl Appender {
     }
 
     pub(super) async fn append(&self, events: Vec<Event>) -> Result<Vec<Appended>, EngineError> {
-        let gone = || EngineError::Journal("the service is stopping".to_owned());
+        let gone = || {
+            // It is asked to stop, or has failed in a way that nobody foresaw; health must say so.
+            let reason = "the journal's thread has ended";
+            *self.failing.lock() = Some(reason.to_owned());
+            EngineError::Journal(reason.to_owned())
+        };
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Append(events, reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
