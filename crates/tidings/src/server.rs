@@ -53,8 +53,11 @@ pub enum StartError {
         source: io::Error,
     },
     /// The journal cannot be used.
-    #[error("TIDINGS_DATA_DIR: {0}")]
-    Journal(JournalError),
+    #[error("TIDINGS_DATA_DIR: {source}{}", journal_hint(source))]
+    Journal {
+        /// Why.
+        source: JournalError,
+    },
     /// The engine does not answer.
     #[error(transparent)]
     Engine(EngineError),
@@ -72,9 +75,18 @@ pub enum StartError {
 impl From<NodeError> for StartError {
     fn from(error: NodeError) -> Self {
         match error {
-            NodeError::Journal(error) => Self::Journal(error),
+            NodeError::Journal(source) => Self::Journal { source },
             NodeError::Engine(error) => Self::Engine(error),
         }
+    }
+}
+
+fn journal_hint(error: &JournalError) -> &'static str {
+    match error {
+        JournalError::File { .. } => {
+            "; name a folder that the service may write, or set TIDINGS_PERSIST=false to keep nothing"
+        }
+        _ => "",
     }
 }
 
