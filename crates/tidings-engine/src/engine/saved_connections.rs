@@ -61,7 +61,7 @@ impl SavedConnections {
         let token = connection.token;
         let former = self.by_client.insert(connection.client, Kept { connection, lost_at });
         if let Some(former) = former.filter(|former| former.connection.token != token) {
-            self.clients.remove(&former.connection.token);
+            self.remove_token(former.connection.token, former.connection.client);
         }
     }
 
@@ -83,7 +83,7 @@ impl SavedConnections {
 
     pub(super) fn remove(&mut self, client: ClientId) -> Option<SavedConnection> {
         let kept = self.by_client.remove(&client)?;
-        self.clients.remove(&kept.connection.token);
+        self.remove_token(kept.connection.token, client);
         if self.by_client.capacity() > SHRINK_CAPACITY_MIN
             && self.by_client.capacity() > 8 * self.by_client.len()
         {
@@ -93,6 +93,14 @@ impl SavedConnections {
         }
         self.changed(client);
         Some(kept.connection)
+    }
+
+    /// Forgets what a token stands for, unless it stands for another client by now: after a takeover, the successor's own
+    /// token is the former connection's, and a journal tells of the two in any order.
+    fn remove_token(&mut self, token: ResumeToken, client: ClientId) {
+        if self.clients.get(&token) == Some(&client) {
+            self.clients.remove(&token);
+        }
     }
 
     /// See [`Engine::take_over`](super::Engine::take_over).

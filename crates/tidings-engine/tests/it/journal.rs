@@ -154,6 +154,38 @@ async fn a_checkpoint_stands_for_the_logs_before_it() {
     engine.close().await;
 }
 
+/// What has changed is written in any order; whichever it is, the token stands for the one who has it.
+#[tokio::test]
+async fn a_connection_that_was_taken_over_is_found_by_its_new_token() {
+    for _ in 0..20 {
+        let folder = tempfile::tempdir().unwrap();
+        let (engine, _) = journaled(folder.path());
+        let connection = || SavedConnection {
+            client: ClientId::random(),
+            token: ResumeToken::random(),
+            owner: None,
+            subscriptions: vec![(stream("p"), Arc::default())],
+        };
+        let (former, successor, third) = (connection(), connection(), connection());
+        engine.save(former.clone()).await.unwrap();
+        engine.save(successor.clone()).await.unwrap();
+        // Written before the takeover, which is then written apart.
+        engine.append(vec![durable(0)]).await.unwrap();
+        engine.take_over(&former.token, successor.clone()).await.unwrap().expect("the token is good");
+        engine.append(vec![durable(1)]).await.unwrap();
+        let copy = killed(folder.path());
+        let (again, _) = journaled(copy.path());
+        let found = again.take_over(&successor.token, third).await.unwrap().expect("the new token is good");
+        assert_eq!(found.client, former.client);
+        assert!(
+            again.take_over(&former.token, connection()).await.unwrap().is_none(),
+            "the old one is spent"
+        );
+        again.close().await;
+        engine.close().await;
+    }
+}
+
 #[tokio::test]
 async fn a_torn_end_is_cut_off_and_the_rest_is_there() {
     let folder = tempfile::tempdir().unwrap();
