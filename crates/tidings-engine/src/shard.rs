@@ -440,6 +440,7 @@ impl<S: Socket> Shard<S> {
         if matches!(self.clients[index].closing, Some(Closing::Said { .. } | Closing::Answering { .. })) {
             return;
         }
+        self.save(index);
         self.unlink_all(index);
         let client = &mut self.clients[index];
         if let Some(outgoing) = &mut client.outgoing {
@@ -469,10 +470,16 @@ impl<S: Socket> Shard<S> {
         }
         self.stats.closed(code);
         if client.encoding.is_websocket() {
-            let clean = matches!(client.closing, Some(Closing::Answering { code: Some(1000), .. }));
-            let over = if clean { Effect::Forget } else { Effect::Release };
-            self.effects.push(over(client.id, client.key));
+            // Of one that closed cleanly nothing is kept any more.
+            self.effects.push(Effect::Release(client.id, client.key));
         }
+    }
+
+    /// A connection closes cleanly: its token dies.
+    fn forget(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        client.flags.unsaved = false;
+        self.effects.push(Effect::Forget(client.id, client.key));
     }
 
     fn mark_unsaved(&mut self, index: usize) {

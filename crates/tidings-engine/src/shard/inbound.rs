@@ -4,6 +4,8 @@ use std::{collections::HashSet, io};
 
 use tidings_protocol::StreamId;
 
+use tidings_protocol::CloseCode;
+
 use crate::{
     saved::ResumeToken,
     session::{self, Action, Sender},
@@ -180,7 +182,13 @@ impl<S: Socket> Shard<S> {
         }
     }
 
+    /// The peer closes. It is answered with the next pass, so that what its close means is done before it reads the answer.
     fn answer_close(&mut self, index: usize, code: Option<u16>) {
+        if code == Some(CloseCode::Normal.number()) {
+            self.forget(index);
+        } else {
+            self.save(index);
+        }
         self.unlink_all(index);
         let client = &mut self.clients[index];
         if let Some(outgoing) = &mut client.outgoing {
@@ -191,7 +199,7 @@ impl<S: Socket> Shard<S> {
         let until_ms = self.now.ms + CLOSE_TIMEOUT_MS;
         client.closing = Some(Closing::Answering { code, until_ms });
         self.wheel.schedule(until_ms, client.key);
-        self.visit_now(index);
+        self.ready.push(index);
     }
 
     /// Takes a message of the client. A bad one gets an `error` and harms nothing.

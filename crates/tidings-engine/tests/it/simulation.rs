@@ -701,6 +701,11 @@ impl Client {
         }
     }
 
+    /// Sends bytes as they are.
+    pub(crate) fn send(&self, bytes: &[u8]) {
+        self.wire.borrow_mut().to_server.extend(bytes);
+    }
+
     pub(crate) fn say(&self, message: &Value) {
         let payload = message.to_string();
         let mut wire = self.wire.borrow_mut();
