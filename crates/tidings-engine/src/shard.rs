@@ -19,6 +19,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use slab::Slab;
 use smallvec::SmallVec;
 use tidings_protocol::{
@@ -441,16 +442,23 @@ impl<S: Socket> Shard<S> {
             return;
         }
         self.save(index);
+        let close = self.clients[index].encoding.is_websocket().then(|| close_frame(code));
+        self.write_last(index, close, |until_ms| Closing::Said { code, until_ms });
+    }
+
+    /// Lets a frame be the last that is written to a connection. What waits is dropped, but for the rest of a frame that has
+    /// begun; `closing` is told when the peer's time is up.
+    fn write_last(&mut self, index: usize, frame: Option<Bytes>, closing: impl FnOnce(u64) -> Closing) {
         self.unlink_all(index);
         let client = &mut self.clients[index];
         if let Some(outgoing) = &mut client.outgoing {
             outgoing.keep_begun_frame();
         }
-        if client.encoding.is_websocket() {
-            client.push([close_frame(code)]);
+        if let Some(frame) = frame {
+            client.push([frame]);
         }
         let until_ms = self.now.ms + CLOSE_TIMEOUT_MS;
-        client.closing = Some(Closing::Said { code, until_ms });
+        client.closing = Some(closing(until_ms));
         self.wheel.schedule(until_ms, client.key);
         self.ready.push(index);
     }

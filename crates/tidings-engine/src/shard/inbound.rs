@@ -9,11 +9,11 @@ use tidings_protocol::CloseCode;
 use crate::{
     saved::ResumeToken,
     session::{self, Action, Sender},
-    wire::{Binary, Incoming, Rules, pong_frame},
+    wire::{Binary, Frame, Incoming, Rules, pong_frame},
 };
 
 use super::{
-    CLOSE_TIMEOUT_MS, Closing, ConnectionKey, Encoding, Shard, Socket,
+    Closing, ConnectionKey, Encoding, Shard, Socket,
     client::{Resuming, Subscribing},
     subscribing::ANSWER_ROOM_BYTES,
 };
@@ -189,17 +189,9 @@ impl<S: Socket> Shard<S> {
         } else {
             self.save(index);
         }
-        self.unlink_all(index);
-        let client = &mut self.clients[index];
-        if let Some(outgoing) = &mut client.outgoing {
-            outgoing.keep_begun_frame();
-        }
         let payload = code.map(u16::to_be_bytes);
-        client.push([crate::wire::Frame::Close.encode(payload.as_ref().map_or(&[], |code| &code[..]))]);
-        let until_ms = self.now.ms + CLOSE_TIMEOUT_MS;
-        client.closing = Some(Closing::Answering { code, until_ms });
-        self.wheel.schedule(until_ms, client.key);
-        self.ready.push(index);
+        let answer = Frame::Close.encode(payload.as_ref().map_or(&[], |code| &code[..]));
+        self.write_last(index, Some(answer), |until_ms| Closing::Answering { code, until_ms });
     }
 
     /// Takes a message of the client. A bad one gets an `error` and harms nothing.

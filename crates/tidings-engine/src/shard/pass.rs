@@ -147,9 +147,7 @@ impl<S: Socket> Shard<S> {
             for &(number, name, _) in &marked.cohorts {
                 if let Some(cohort) = followed.cohorts.get_mut(number).filter(|cohort| cohort.number == name)
                 {
-                    let before = cohort.tail.bytes();
-                    cohort.tail.trim(cohort.low);
-                    self.tail_bytes -= before - cohort.tail.bytes();
+                    self.tail_bytes -= cohort.tail.trim(cohort.low);
                 }
             }
         }

@@ -100,9 +100,7 @@ impl<S: Socket> Shard<S> {
         }
         if cohort.members.is_empty() {
             cohort.members = Vec::new();
-            self.tail_bytes -= cohort.tail.bytes();
-            let end = cohort.tail.end();
-            cohort.tail.trim(end);
+            self.tail_bytes -= cohort.tail.trim(u64::MAX);
             cohort.tail.shrink();
         }
         if followed.id != StreamId::Announcements {
@@ -290,9 +288,7 @@ impl<S: Socket> Shard<S> {
             }
         }
         for cohort in &mut followed.cohorts {
-            let end = cohort.tail.end();
-            self.tail_bytes -= cohort.tail.bytes();
-            cohort.tail.trim(end);
+            self.tail_bytes -= cohort.tail.trim(u64::MAX);
         }
         self.followed[stream].begin(epoch.clone(), 0);
         for (index, number, since) in again {

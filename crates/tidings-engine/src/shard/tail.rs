@@ -78,11 +78,6 @@ impl Tail {
         self.end
     }
 
-    /// Bytes that are kept.
-    pub(super) fn bytes(&self) -> usize {
-        length(self.start, self.end)
-    }
-
     /// Appends a frame.
     pub(super) fn push(&mut self, frame: &Bytes, offset: Offset, at_ms: u64, durable_before: u64) {
         let start = self.end;
@@ -174,9 +169,10 @@ impl Tail {
         Some(known.checked_sub(1).and_then(|at| self.frames.get(at)).map_or(self.start, |frame| frame.end))
     }
 
-    /// Forgets what lies before `low`, where no cursor stands any more.
-    pub(super) fn trim(&mut self, low: u64) {
+    /// Forgets what lies before `low`, where no cursor stands any more; how many bytes that were.
+    pub(super) fn trim(&mut self, low: u64) -> usize {
         let low = low.min(self.end);
+        let forgotten = length(self.start, low);
         while self.frames.front().is_some_and(|frame| frame.end <= low) {
             self.reaches_back_to = self.frames.pop_front().map_or(self.reaches_back_to, |frame| frame.offset);
         }
@@ -191,11 +187,12 @@ impl Tail {
                 }
                 _ => self.chunks.clear(),
             }
-            return;
+            return forgotten;
         }
         while self.chunks.len() > 1 && self.chunks.get(1).is_some_and(|next| next.start <= low) {
             self.chunks.pop_front();
         }
+        forgotten
     }
 
     /// Gives back the memory that an empty tail keeps for the next frames.
@@ -223,6 +220,10 @@ mod tests {
             tail.push(&frame, number as u64 + 1, 0, 0);
         }
         tail
+    }
+
+    fn kept_bytes(tail: &Tail) -> usize {
+        length(tail.start, tail.end)
     }
 
     fn gathered(tail: &Tail, cursor: u64, bytes_max: usize) -> Vec<u8> {
@@ -255,15 +256,15 @@ mod tests {
     #[test]
     fn trimming_forgets_what_is_before_and_nothing_else() {
         let mut tail = tail(&[10, 20_000, 30_000, 5]);
-        tail.trim(10);
-        assert_eq!((tail.bytes(), gathered(&tail, 10, 50)), (50_005, vec![1; 50]));
+        assert_eq!(tail.trim(10), 10);
+        assert_eq!((kept_bytes(&tail), gathered(&tail, 10, 50)), (50_005, vec![1; 50]));
         tail.trim(50_010);
         assert_eq!(gathered(&tail, 50_010, 50), [3; 5]);
         assert_eq!((tail.cursor_behind(2), tail.cursor_behind(3)), (None, Some(50_010)));
         assert_eq!(tail.cursor_behind(4), Some(50_015));
         tail.trim(50_015);
         tail.push(&Bytes::from_static(b"next"), 5, 0, 0);
-        assert_eq!((gathered(&tail, 50_015, 50), tail.bytes()), (b"next".to_vec(), 4));
+        assert_eq!((gathered(&tail, 50_015, 50), kept_bytes(&tail)), (b"next".to_vec(), 4));
         assert_eq!(tail.frames_between(50_015, 50_019), 1);
     }
 }

@@ -196,13 +196,13 @@ impl<S: Socket> Shard<S> {
     /// The most that one of a blocked client's links holds of a tail.
     fn held_bytes(&self, index: usize) -> u64 {
         let Some(client) = self.clients.get(index).filter(|client| client.waits_for_socket) else { return 0 };
-        let held = client.links.iter().map(|link| match &link.phase {
-            Phase::Live => self.followed[link.stream].cohorts[link.cohort].tail.end() - link.cursor,
-            Phase::Behind(behind) if behind.reaches_tail && behind.ticket.is_none() => {
-                self.followed[link.stream].cohorts[link.cohort].tail.end() - link.cursor
-            }
-            Phase::Behind(_) | Phase::Joining(_) => 0,
+        let can_let_go = client.links.iter().filter(|link| match &link.phase {
+            Phase::Live => true,
+            Phase::Behind(behind) => behind.reaches_tail && behind.ticket.is_none(),
+            Phase::Joining(_) => false,
         });
+        let held =
+            can_let_go.map(|link| self.followed[link.stream].cohorts[link.cohort].tail.end() - link.cursor);
         held.max().unwrap_or(0)
     }
 
@@ -218,9 +218,7 @@ impl<S: Socket> Shard<S> {
         for (_, followed) in &mut self.followed {
             if quiet(followed) {
                 for cohort in &mut followed.cohorts {
-                    let before = cohort.tail.bytes();
-                    cohort.tail.trim(cohort.low);
-                    self.tail_bytes -= before - cohort.tail.bytes();
+                    self.tail_bytes -= cohort.tail.trim(cohort.low);
                 }
             }
         }

@@ -141,7 +141,7 @@ fn damaged(path: &Path, position: u64, what: &'static str) -> JournalError {
     JournalError::Damaged { path: path.to_owned(), position, what }
 }
 
-pub(super) fn log(folder: &Path, number: u64) -> PathBuf {
+fn log(folder: &Path, number: u64) -> PathBuf {
     folder.join(format!("log-{number:010}"))
 }
 
