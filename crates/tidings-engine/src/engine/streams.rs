@@ -1,6 +1,8 @@
 //! The streams of the embedded engine: pure, the time is passed in. An append has two steps, so that a journal can be
 //! written in between: what is staged has its number but shows nowhere before it is applied.
 
+mod snapshot;
+
 use std::{collections::HashMap, sync::Arc};
 
 use tidings_protocol::{Epoch, Event, EventId, Offset, Position, StreamId, Timestamp, TypeFilter};
@@ -10,9 +12,11 @@ use crate::random;
 use super::{
     Appended, CatchUp, HistoryLimits, HistoryPage, Joined, PageLimit, Record,
     history::History,
-    journal::{Entry, StreamEntry, encode},
+    journal::{Entry, encode},
     state::StateFold,
 };
+
+pub(super) use snapshot::StreamSnapshot;
 
 /// How long a stream that nobody uses is remembered.
 const UNUSED_SECONDS_MAX: i64 = 30 * 24 * 60 * 60;
@@ -278,41 +282,6 @@ impl Stream {
 
     pub(super) fn position_at(&self, offset: Offset) -> Position {
         Position { epoch: self.epoch.clone(), offset }
-    }
-
-    /// Where the stream stands, for the journal.
-    pub(super) fn entry<'a>(&'a self, id: &'a StreamId) -> StreamEntry<'a> {
-        let former = self.former.iter().map(|former| (former.epoch.as_str().into(), former.offset));
-        StreamEntry {
-            number: self.number,
-            id: id.as_str().into(),
-            epoch: self.epoch.as_str().into(),
-            offset: self.offset,
-            former: former.collect(),
-            used_at: self.used_at.as_microsecond(),
-            dropped_to: self.history.dropped_to(),
-        }
-    }
-
-    /// Takes back where it stood.
-    pub(super) fn restore(&mut self, entry: &StreamEntry<'_>) {
-        self.epoch = Epoch::new(&*entry.epoch);
-        let former = entry.former.iter();
-        self.former =
-            former.map(|(epoch, offset)| Position { epoch: Epoch::new(&**epoch), offset: *offset }).collect();
-        self.offset = self.offset.max(entry.offset);
-        self.staged = self.offset;
-    }
-
-    /// Takes back a record; one of a checkpoint is in the state already.
-    pub(super) fn restore_record(&mut self, record: &Arc<Record>, in_state: bool) {
-        self.history.push(record);
-        if !in_state {
-            self.state.apply(record);
-        }
-        self.offset = self.offset.max(record.offset);
-        self.staged = self.offset;
-        self.used_at = self.used_at.max(record.appended_at);
     }
 
     fn push(&mut self, record: &Arc<Record>) {

@@ -4,13 +4,13 @@
 use std::{sync::Arc, thread};
 
 use parking_lot::Mutex;
-use tidings_protocol::{Event, Offset, StreamId, Timestamp};
+use tidings_protocol::Event;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{
-    Appended, EngineError, Record,
-    journal::{CheckpointWriter, Entry, JournalError, LogWriter, StateEntry, StreamEntry},
-    streams::{Staged, Stream},
+    Appended, EngineError,
+    journal::{CheckpointWriter, Entry, JournalError, LogWriter},
+    streams::{Staged, StreamSnapshot},
 };
 
 use super::{Kept, Shared};
@@ -228,13 +228,6 @@ struct Snapshot {
     connections: Vec<Entry<'static>>,
 }
 
-struct StreamSnapshot {
-    stream: StreamEntry<'static>,
-    ids: Vec<(String, Offset, Timestamp)>,
-    states: Vec<StateEntry<'static>>,
-    records: Vec<Arc<Record>>,
-}
-
 impl Snapshot {
     fn of(kept: &Kept) -> Self {
         Self {
@@ -245,31 +238,8 @@ impl Snapshot {
 
     fn write(&self, writer: CheckpointWriter) -> Result<(), JournalError> {
         writer.write(|put| {
-            for kept in &self.streams {
-                let stream = kept.stream.number;
-                put(&Entry::Stream(kept.stream.clone()))?;
-                for state in &kept.states {
-                    put(&Entry::State { stream, state: state.clone() })?;
-                }
-                for (id, offset, at) in &kept.ids {
-                    put(&Entry::Id { stream, offset: *offset, at: at.as_microsecond(), id: id.into() })?;
-                }
-                for record in &kept.records {
-                    put(&record.entry(stream))?;
-                }
-            }
+            self.streams.iter().try_for_each(|stream| stream.entries().try_for_each(|entry| put(&entry)))?;
             self.connections.iter().try_for_each(put)
         })
-    }
-}
-
-impl StreamSnapshot {
-    fn of(id: &StreamId, stream: &Stream) -> Self {
-        Self {
-            stream: stream.entry(id).into_owned(),
-            ids: stream.history.replaced_ids().map(|(id, offset, at)| (id.to_string(), offset, at)).collect(),
-            states: stream.state.entries().map(StateEntry::into_owned).collect(),
-            records: stream.history.records(),
-        }
     }
 }

@@ -2,13 +2,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use tidings_protocol::{Epoch, EventId, EventType, StreamId, Timestamp, TypeFilter};
+use tidings_protocol::{Epoch, StreamId, Timestamp, TypeFilter};
 
 use crate::{
-    engine::{
-        Record,
-        journal::{Entry, Folder, JournalError, JournalOptions, LogWriter},
-    },
+    engine::journal::{Entry, Folder, JournalError, JournalOptions, LogWriter},
     saved::{ClientId, ResumeToken, SavedConnection},
 };
 
@@ -55,27 +52,11 @@ impl Recovery<'_> {
                 let used_at = Timestamp::from_microsecond(entry.used_at)?;
                 let epoch = Epoch::new(&*entry.epoch);
                 let stream = self.kept.streams.insert(&id, entry.number, epoch, used_at);
-                stream.restore(entry);
-                if in_checkpoint {
-                    stream.history.restore_dropped_to(entry.dropped_to);
-                }
+                stream.restore(entry, in_checkpoint);
             }
-            Entry::Event { stream, offset, at, event_type, latest_key, id, json } => {
-                let record = Record::restored(
-                    *offset,
-                    EventType::try_from(&**event_type).ok()?,
-                    latest_key.as_deref().map(Into::into),
-                    id.as_deref().and_then(|id| EventId::try_from(id).ok()),
-                    Timestamp::from_microsecond(*at)?,
-                    json,
-                );
-                self.stream(*stream)?.restore_record(&Arc::new(record), in_checkpoint);
+            Entry::Event { stream, .. } | Entry::Id { stream, .. } | Entry::State { stream, .. } => {
+                self.stream(*stream)?.restore_entry(entry, in_checkpoint)?;
             }
-            Entry::Id { stream, offset, at, id } => {
-                let (id, at) = (EventId::try_from(&**id).ok()?, Timestamp::from_microsecond(*at)?);
-                self.stream(*stream)?.history.restore_id(id, *offset, at);
-            }
-            Entry::State { stream, state } => self.stream(*stream)?.state.restore(state)?,
             Entry::Forgotten { stream } => {
                 let id = self.streams.remove(stream)?;
                 self.kept.streams.remove(&id);
