@@ -233,6 +233,8 @@ impl Running {
     fn open(&mut self, letter: Letter) -> io::Result<()> {
         match letter {
             Letter::Records { stream, position, records } => self.shard.deliver(&stream, &position, &records),
+            Letter::Rejoin { stream, position } => self.shard.rejoin(&stream, &position),
+            Letter::Notice(notice) => self.shard.notice(notice),
             Letter::Arrival(arrival) => self.arrive(*arrival)?,
             Letter::Stirred(key) => {
                 self.shard.writable(key.index());
@@ -302,8 +304,14 @@ impl Running {
             any = true;
             for effect in effects {
                 match effect {
-                    Effect::Follow(stream) => self.hub.follow(self.number, stream),
-                    Effect::Unfollow(stream) => self.hub.unfollow(self.number, &stream),
+                    Effect::Follow(stream) => {
+                        self.engine.follow(&stream);
+                        self.hub.follow(self.number, stream);
+                    }
+                    Effect::Unfollow(stream) => {
+                        self.hub.unfollow(self.number, &stream);
+                        self.engine.unfollow(&stream);
+                    }
                     other => self.ask(other),
                 }
             }

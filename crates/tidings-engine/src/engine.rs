@@ -3,6 +3,7 @@
 pub mod embedded;
 mod history;
 pub mod journal;
+pub mod redis;
 mod saved_connections;
 mod state;
 mod streams;
@@ -12,12 +13,14 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tidings_protocol::{
-    Class, Event, EventId, EventType, Offset, Position, StateSnapshot, StreamId, Timestamp, TypeFilter,
+    Class, Epoch, Event, EventId, EventType, Offset, Position, StateSnapshot, StreamId, Timestamp, TypeFilter,
 };
 
 use crate::{
+    random,
     saved::{ClientId, ResumeToken, SavedConnection},
     shard::ConnectionKey,
+    vigil::Notice,
     wire::{Deflater, Frame, HEADER_BYTES_MAX, Header},
 };
 
@@ -123,6 +126,15 @@ impl Record {
     }
 }
 
+/// An event that its source has numbered.
+#[derive(Clone, Debug)]
+pub struct NumberedEvent {
+    /// Its number at the source. Numbers are compared as strings, so they have one width.
+    pub number: String,
+    /// The event.
+    pub event: Event,
+}
+
 /// Where an event went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Appended {
@@ -174,6 +186,14 @@ pub struct HistoryPage {
     pub more: bool,
 }
 
+impl HistoryPage {
+    /// Of a stream that is not there.
+    fn of_nothing(since: Option<&Position>) -> Self {
+        let position = Position { epoch: Epoch::new(random::hex::<10>()), offset: 0 };
+        Self { position, complete: since.is_none(), records: Vec::new(), more: false }
+    }
+}
+
 /// Why the engine did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -190,6 +210,16 @@ pub trait Deliver: Send + Sync + 'static {
     /// Takes records of one stream, ascending and without a hole behind the ones before. Must not block, and must not
     /// call the engine.
     fn deliver(&self, stream: &StreamId, position: &Position, records: &[Arc<Record>]);
+
+    /// The stream goes on behind `position`, and not behind what was delivered of it: its epoch is another, or there is a hole.
+    /// Every subscriber has to join again from where it was. Must not block, and must not call the engine.
+    fn rejoin(&self, _stream: &StreamId, _position: &Position) {}
+
+    /// Every client has to be told. Must not block.
+    fn tell(&self, _notice: Notice) {}
+
+    /// The connection was taken over elsewhere and has to be closed. Must not block.
+    fn taken_over(&self, _connection: ConnectionKey) {}
 }
 
 /// Keeps streams.
@@ -215,6 +245,17 @@ pub trait Deliver: Send + Sync + 'static {
 pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// Appends events to their streams and publishes them. Returns their places, in the order of `events`.
     async fn append(&self, events: Vec<Event>) -> Result<Vec<Appended>, EngineError>;
+
+    /// Appends events that come from a source in the order of their numbers. One whose number is not above the last that its
+    /// stream has had of the source was appended before, and is left out: so the source may say again what it does not know to
+    /// have arrived.
+    async fn append_numbered(&self, source: &'static str, events: Vec<NumberedEvent>) -> Result<(), EngineError>;
+
+    /// A shard follows the stream from now on: what is appended to it has to be delivered. Counted, not waited for.
+    fn follow(&self, _stream: &StreamId) {}
+
+    /// A shard follows the stream no more.
+    fn unfollow(&self, _stream: &StreamId) {}
 
     /// Reads what a subscriber that stood at `since` missed, or else the state of the stream limited to `types`.
     async fn join(

@@ -16,6 +16,7 @@ use crate::{
     driver::Arrival,
     engine::{Deliver, Record},
     shard::ConnectionKey,
+    vigil::Notice,
 };
 
 /// Shards that one node may have: one bit each says whether it follows a stream.
@@ -46,6 +47,12 @@ pub(crate) enum Letter {
         position: Position,
         records: Vec<Arc<Record>>,
     },
+    /// The stream goes on behind the position, and not behind what came of it.
+    Rejoin {
+        stream: StreamId,
+        position: Position,
+    },
+    Notice(Notice),
     Arrival(Box<Arrival>),
     /// A socket that is no file of the system's can be written or read again.
     Stirred(ConnectionKey),
@@ -112,6 +119,15 @@ impl Hub {
         }
     }
 
+    fn put_to_followers(&self, stream: &StreamId, letter: impl Fn() -> Letter) {
+        let mut shards = self.followers.lock().get(stream).copied().unwrap_or(0);
+        while shards != 0 {
+            let shard = shards.trailing_zeros();
+            shards &= shards - 1;
+            self.mailboxes[shard as usize].put(letter());
+        }
+    }
+
     /// Whether any connection follows the stream.
     pub fn is_followed(&self, stream: &StreamId) -> bool {
         self.followers.lock().contains_key(stream)
@@ -144,16 +160,23 @@ impl Hub {
 
 impl Deliver for Hub {
     fn deliver(&self, stream: &StreamId, position: &Position, records: &[Arc<Record>]) {
-        let mut shards = self.followers.lock().get(stream).copied().unwrap_or(0);
-        while shards != 0 {
-            let shard = shards.trailing_zeros();
-            shards &= shards - 1;
-            self.mailboxes[shard as usize].put(Letter::Records {
-                stream: stream.clone(),
-                position: position.clone(),
-                records: records.to_vec(),
-            });
-        }
+        self.put_to_followers(stream, || Letter::Records {
+            stream: stream.clone(),
+            position: position.clone(),
+            records: records.to_vec(),
+        });
+    }
+
+    fn rejoin(&self, stream: &StreamId, position: &Position) {
+        self.put_to_followers(stream, || Letter::Rejoin { stream: stream.clone(), position: position.clone() });
+    }
+
+    fn tell(&self, notice: Notice) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.put(Letter::Notice(notice)));
+    }
+
+    fn taken_over(&self, connection: ConnectionKey) {
+        self.close(connection, CloseCode::ResumedElsewhere);
     }
 }
 

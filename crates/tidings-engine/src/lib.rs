@@ -2,6 +2,9 @@
 //!
 //! Knows no HTTP, no configuration file and no command line. [`Node`] puts the parts together; nothing here imports it.
 
+// The futures of the Redis library are deep.
+#![recursion_limit = "256"]
+
 pub mod driver;
 pub mod engine;
 pub mod event_stream;
@@ -11,6 +14,7 @@ mod random;
 pub mod saved;
 mod session;
 pub mod shard;
+pub mod vigil;
 pub mod wire;
 
-pub use node::{Node, NodeError, NodeOptions};
+pub use node::{EngineOptions, Node, NodeError, NodeOptions, RedisMember, RedisStore};

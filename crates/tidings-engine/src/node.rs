@@ -12,12 +12,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     driver::{Driver, ShardHandle},
     engine::{
-        Appended, Deliver, Engine, EngineError,
+        Appended, Deliver, Engine, EngineError, HistoryLimits,
         embedded::{EmbeddedEngine, EmbeddedOptions, system_clock},
         journal::JournalError,
+        redis::{Fault, Incarnation, NodeName, RedisAddress, RedisEngine, RedisOptions, Servers},
     },
     hub::{Hub, HubCounts},
     shard::ShardOptions,
+    vigil::Vigil,
 };
 
 /// How often old history is forgotten.
@@ -30,8 +32,28 @@ pub struct NodeOptions {
     pub shards: usize,
     /// What connections are told and allowed.
     pub shard: ShardOptions,
-    /// What the engine keeps.
-    pub engine: EmbeddedOptions,
+    /// Where streams are kept.
+    pub engine: EngineOptions,
+}
+
+/// Where streams are kept.
+#[derive(Clone, Debug)]
+pub enum EngineOptions {
+    /// In this process.
+    Embedded(EmbeddedOptions),
+    /// In a Redis that other nodes share.
+    Redis(RedisStore),
+}
+
+/// Streams in Redis.
+#[derive(Clone, Debug)]
+pub struct RedisStore {
+    /// Where it is.
+    pub address: RedisAddress,
+    /// How much history a stream keeps.
+    pub history: HistoryLimits,
+    /// How long a lost connection can be resumed.
+    pub connection_timeout: Duration,
 }
 
 /// Why a node did not start.
@@ -40,6 +62,14 @@ pub enum NodeError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Redis does not answer, or refuses.
+    #[error("Redis at {address}: {source}")]
+    Redis {
+        /// Where, without user and password.
+        address: String,
+        /// Why.
+        source: Fault,
+    },
     /// The engine does not answer.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -51,35 +81,58 @@ pub struct Node {
     name: Arc<str>,
     hub: Arc<Hub>,
     engine: Arc<dyn Engine>,
+    vigil: Arc<Vigil>,
+    redis: Option<RedisMember>,
+}
+
+/// A node's part in a Redis that several share.
+#[derive(Clone, Debug)]
+pub struct RedisMember {
+    /// The Redis.
+    pub servers: Arc<Servers>,
+    /// This run of this node.
+    pub incarnation: Incarnation,
 }
 
 impl Node {
-    /// A node with the embedded engine, and the drivers of its shards, each of which somebody must run. Its upkeep runs on
-    /// `tasks` until `shutdown`.
-    pub async fn embedded(
-        options: NodeOptions,
+    /// A node, and the drivers of its shards, each of which somebody must run. Its upkeep runs on `tasks` until `shutdown`.
+    pub async fn start(
+        mut options: NodeOptions,
         tasks: &TaskTracker,
         shutdown: CancellationToken,
     ) -> Result<(Self, Vec<Driver>), NodeError> {
         let hub = Arc::new(Hub::new(options.shards));
         let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&hub) as Arc<dyn Deliver>));
-        let engine = Arc::new(EmbeddedEngine::open(options.engine, system_clock(), deliver)?);
-        let (upkeep, followed) = (Arc::clone(&engine), Arc::clone(&hub));
-        tasks.spawn(async move {
-            let mut interval = tokio::time::interval(FORGET_INTERVAL);
-            while shutdown.run_until_cancelled(interval.tick()).await.is_some() {
-                upkeep.forget_old(|stream| followed.is_followed(stream));
+        let vigil = Arc::new(Vigil::new(deliver.clone()));
+        let (engine, redis): (Arc<dyn Engine>, _) = match options.engine {
+            EngineOptions::Embedded(embedded) => {
+                let engine = Arc::new(EmbeddedEngine::open(embedded, system_clock(), deliver)?);
+                let (upkeep, followed) = (Arc::clone(&engine), Arc::clone(&hub));
+                tasks.spawn(async move {
+                    let mut interval = tokio::time::interval(FORGET_INTERVAL);
+                    while shutdown.run_until_cancelled(interval.tick()).await.is_some() {
+                        upkeep.forget_old(|stream| followed.is_followed(stream));
+                    }
+                });
+                (engine, None)
             }
-        });
+            EngineOptions::Redis(store) => {
+                let address = format!("{:?}", store.address);
+                let joined = join_redis(store, &mut options.shard, deliver, Arc::clone(&vigil)).await;
+                let (engine, member) = joined.map_err(|source| NodeError::Redis { address, source })?;
+                (Arc::new(engine), Some(member))
+            }
+        };
         let mut drivers = Vec::with_capacity(options.shards);
+        engine.follow(&StreamId::Announcements);
         for number in 0..hub.shards() {
             // Followed first: what is appended from here on reaches the shard or is before the position.
             hub.follow(number, StreamId::Announcements);
             let announcements = engine.position(&StreamId::Announcements).await?;
-            let engine = Arc::clone(&engine) as Arc<dyn Engine>;
+            let engine = Arc::clone(&engine);
             drivers.push(Driver::new(number, Arc::clone(&hub), engine, options.shard.clone(), announcements));
         }
-        Ok((Self { name: options.shard.node, hub, engine }, drivers))
+        Ok((Self { name: options.shard.node, hub, engine, vigil, redis }, drivers))
     }
 
     /// Appends events to their streams, from where they reach every subscriber. Returns their places.
@@ -100,6 +153,16 @@ impl Node {
     /// The engine, to read history from.
     pub fn engine(&self) -> &dyn Engine {
         &*self.engine
+    }
+
+    /// What the node's events come through.
+    pub fn vigil(&self) -> &Arc<Vigil> {
+        &self.vigil
+    }
+
+    /// Its part in the Redis that keeps the streams; `None`: it keeps them itself.
+    pub fn redis(&self) -> Option<&RedisMember> {
+        self.redis.as_ref()
     }
 
     /// The node's name.
@@ -126,4 +189,34 @@ impl Node {
     pub fn drop_all(&self) {
         self.hub.drop_all();
     }
+}
+
+/// Takes the node's name among those that share the Redis, and starts its engine. The shards are told the name.
+async fn join_redis(
+    store: RedisStore,
+    shard: &mut ShardOptions,
+    deliver: Weak<dyn Deliver>,
+    vigil: Arc<Vigil>,
+) -> Result<(RedisEngine, RedisMember), Fault> {
+    let servers = Arc::new(Servers::find(store.address).await?);
+    let incarnation = Incarnation::random();
+    let taken = NodeName::take(&servers, &shard.node, &incarnation).await?;
+    if taken.name() != &*shard.node {
+        tracing::warn!(
+            wanted = &*shard.node,
+            name = taken.name(),
+            "another node that lives has this node's name (CONTAINER_ID); this one has another name now"
+        );
+        shard.node = taken.name().into();
+    }
+    let options = RedisOptions {
+        history: store.history,
+        connection_timeout: store.connection_timeout,
+        check_interval: Duration::from_secs(shard.heartbeat_interval_s),
+        adopts_orphans: shard.restarted || taken.former().is_some(),
+        incarnation: incarnation.clone(),
+        name: taken,
+    };
+    let engine = RedisEngine::start(Arc::clone(&servers), options, system_clock(), deliver, vigil).await?;
+    Ok((engine, RedisMember { servers, incarnation }))
 }

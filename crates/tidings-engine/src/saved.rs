@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use tidings_protocol::{StreamId, TypeFilter};
+use tidings_protocol::{StreamId, Timestamp, TypeFilter};
 
 use crate::{random, shard::ConnectionKey};
 
@@ -14,6 +14,17 @@ impl ClientId {
     /// A name that nobody else has.
     pub fn random() -> Self {
         Self(uuid::Uuid::now_v7().as_u128())
+    }
+
+    /// Reads a name as it is written.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        uuid::Uuid::parse_str(text).ok().map(|uuid| Self(uuid.as_u128()))
+    }
+
+    /// When the name was given, which a UUID of version 7 says in its first 48 bits (RFC 9562, section 5.7).
+    pub(crate) fn named_at(self) -> Timestamp {
+        let ms = i64::try_from(self.0 >> 80).unwrap_or(0);
+        Timestamp::from_microsecond(ms * 1000).unwrap_or_else(|| jiff::Timestamp::UNIX_EPOCH.into())
     }
 
     pub(crate) fn as_u128(self) -> u128 {

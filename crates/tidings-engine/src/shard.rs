@@ -15,7 +15,10 @@ mod wheel;
 
 use std::{
     collections::{HashMap, VecDeque},
+    fmt,
     io::{self, IoSlice},
+    num::ParseIntError,
+    str::FromStr,
     sync::Arc,
 };
 
@@ -23,13 +26,14 @@ use bytes::Bytes;
 use slab::Slab;
 use smallvec::SmallVec;
 use tidings_protocol::{
-    CloseCode, PROTOCOL_VERSION, Position, ServerMessage, StreamId, Timestamp, TypeFilter,
+    CloseCode, Degraded, PROTOCOL_VERSION, Position, ServerMessage, StreamId, Timestamp, TypeFilter,
 };
 
 use crate::{
     engine::{EngineError, HistoryPage, Joined, PageLimit, Record},
     hub::ShardStats,
     saved::{ClientId, ResumeToken, SavedConnection},
+    vigil::Notice,
     wire::{Deflater, Inflater, Reader, close_frame},
 };
 
@@ -56,6 +60,22 @@ impl ConnectionKey {
     /// The connection's place in its shard, which another one may have later.
     pub fn index(self) -> usize {
         self.index as usize
+    }
+}
+
+impl fmt::Display for ConnectionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.shard, self.index, self.generation)
+    }
+}
+
+impl FromStr for ConnectionKey {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let mut parts = text.splitn(3, '.');
+        let mut next = || parts.next().unwrap_or_default();
+        Ok(Self { shard: next().parse()?, index: next().parse()?, generation: next().parse()? })
     }
 }
 
@@ -192,6 +212,8 @@ pub struct Shard<S> {
     /// The filter that lets everything pass, shared by all who have none.
     everything: Arc<TypeFilter>,
     announcements: usize,
+    /// Sources that cannot be heard.
+    degraded: Vec<Degraded>,
     cohorts_made: u64,
     tickets: u64,
     /// Streams with something new that no pass has begun to write.
@@ -238,6 +260,7 @@ impl<S: Socket> Shard<S> {
             by_stream: HashMap::new(),
             everything: Arc::default(),
             announcements: 0,
+            degraded: Vec::new(),
             cohorts_made: 0,
             tickets: 0,
             dirty: Vec::new(),
@@ -323,6 +346,9 @@ impl<S: Socket> Shard<S> {
             self.greet(index);
             self.mark_unsaved(index);
         }
+        for degraded in self.degraded.clone() {
+            self.tell(index, Notice::Degraded(degraded));
+        }
         if let Some((stream, types, since)) = opening.subscription {
             let types = self.intern(types);
             self.join(index, Subscribing { stream, types, since, id: None });
@@ -354,10 +380,11 @@ impl<S: Socket> Shard<S> {
     /// Takes records of a stream, ascending; what came before is skipped.
     pub fn deliver(&mut self, stream: &StreamId, position: &Position, records: &[Arc<Record>]) {
         let (Some(&number), Some(first)) = (self.by_stream.get(stream), records.first()) else { return };
+        let before = Position { epoch: position.epoch.clone(), offset: first.offset - 1 };
         match &self.followed[number].epoch {
             Some(epoch) if *epoch == position.epoch => {}
-            Some(_) => self.change_epoch(number, &position.epoch),
-            None => self.followed[number].begin(position.epoch.clone(), first.offset - 1),
+            Some(_) => self.rejoin_at(number, &before),
+            None => self.followed[number].begin(before.epoch, before.offset),
         }
         let followed = &mut self.followed[number];
         for record in records.iter().filter(|record| record.offset > followed.head).collect::<Vec<_>>() {
@@ -366,6 +393,39 @@ impl<S: Socket> Shard<S> {
         if !std::mem::replace(&mut followed.dirty, true) {
             self.dirty.push(number);
         }
+    }
+
+    /// The stream goes on behind `position`, and not behind what came of it: its subscribers are brought there from where they
+    /// were, and confirmed again.
+    pub fn rejoin(&mut self, stream: &StreamId, position: &Position) {
+        let Some(&number) = self.by_stream.get(stream) else { return };
+        match &self.followed[number].epoch {
+            Some(_) => self.rejoin_at(number, position),
+            None => self.followed[number].begin(position.epoch.clone(), position.offset),
+        }
+    }
+
+    /// Tells every client, and those who come while it holds.
+    pub fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Degraded(degraded) => self.degraded.push(degraded),
+            Notice::Recovered(degraded, _) => self.degraded.retain(|other| other.source != degraded.source),
+        }
+        for index in self.clients.iter().map(|(index, _)| index).collect::<Vec<_>>() {
+            if self.clients[index].closing.is_none() {
+                self.tell(index, notice);
+                self.ready.push(index);
+            }
+        }
+    }
+
+    fn tell(&mut self, index: usize, notice: Notice) {
+        let timestamp = self.now.wall;
+        let message = match notice {
+            Notice::Degraded(degraded) => ServerMessage::SystemDegraded { timestamp, degraded },
+            Notice::Recovered(degraded, gap) => ServerMessage::SystemRecovered { timestamp, degraded, gap },
+        };
+        self.send(index, &message);
     }
 
     /// The client's socket takes bytes again.

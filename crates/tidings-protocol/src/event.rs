@@ -240,13 +240,23 @@ impl Event {
     /// Writes the event as its subscribers get it behind what `json` holds.
     pub fn encode_into(&self, offset: Offset, json: &mut Vec<u8>) {
         json.reserve_exact(self.open_json.len() + 48);
+        self.encode_open_into(json);
+        close_with_offset(offset, json);
+    }
+
+    /// Writes the event without its offset; [`close_with_offset`] ends it.
+    pub fn encode_open_into(&self, json: &mut Vec<u8>) {
         json.extend_from_slice(self.open_json.as_bytes());
         if !matches!(self.audience, Audience::Project(_)) {
             json.extend_from_slice(b",\"stream\":\"*\"");
         }
-        // Writing to a `Vec` cannot fail.
-        let _ = write!(json, ",\"offset\":{offset}}}");
     }
+}
+
+/// Ends an event that [`Event::encode_open_into`] wrote, at its place in the stream.
+pub fn close_with_offset(offset: Offset, json: &mut Vec<u8>) {
+    // Writing to a `Vec` cannot fail.
+    let _ = write!(json, ",\"offset\":{offset}}}");
 }
 
 fn not_an_object(error: &serde_json::Error) -> InvalidEvent {

@@ -19,7 +19,7 @@ mod time;
 
 pub use client::{ClientMessage, MessageId, RefusedMessage};
 pub use codes::{CLOSE_CODES, CloseCode, ErrorCode};
-pub use event::{Audience, Class, EVENT_BYTES_MAX, Event, InvalidEvent, Reason};
+pub use event::{Audience, Class, EVENT_BYTES_MAX, Event, InvalidEvent, Reason, close_with_offset};
 pub use filter::{InvalidPattern, TypeFilter};
 pub use id::{EventId, EventType, InvalidId, ProjectId, StreamId};
 pub use known::KNOWN_TYPES;

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tidings_protocol::{Event, Position, StreamId, Timestamp, TypeFilter};
+use tidings_protocol::{Event, EventId, Position, StreamId, Timestamp, TypeFilter};
 
 use crate::{
     saved::{ClientId, ResumeToken, SavedConnection},
@@ -19,7 +19,7 @@ use crate::{
 };
 
 use super::{
-    Appended, Deliver, Engine, EngineError, HistoryLimits, HistoryPage, Joined, PageLimit,
+    Appended, Deliver, Engine, EngineError, HistoryLimits, HistoryPage, Joined, NumberedEvent, PageLimit,
     journal::{JournalError, JournalOptions},
     saved_connections::SavedConnections,
     streams::{Staged, Streams},
@@ -143,6 +143,17 @@ impl Engine for EmbeddedEngine {
         }
         self.shared.apply(&mut kept, &staged);
         Ok(staged.appended)
+    }
+
+    /// The number becomes the id of an event that has none, and so is known as long as the event is.
+    async fn append_numbered(&self, source: &'static str, events: Vec<NumberedEvent>) -> Result<(), EngineError> {
+        let identified = events.into_iter().map(|NumberedEvent { number, mut event }| {
+            if let Ok(id) = EventId::try_from(format!("{source}:{number}").as_str()) {
+                event.assign_id(id);
+            }
+            event
+        });
+        self.append(identified.collect()).await.map(|_| ())
     }
 
     async fn join(

@@ -162,6 +162,11 @@ impl History {
         records
     }
 
+    /// Every id that is known.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &EventId> {
+        self.ids.keys()
+    }
+
     /// Ids that are known though their records were replaced.
     pub(super) fn replaced_ids(&self) -> impl Iterator<Item = (&EventId, Offset, Timestamp)> {
         self.latest_ids.iter().filter_map(|(at, id)| {
@@ -174,6 +179,13 @@ impl History {
     /// Up to where records were dropped: of the exact log, of the durable one, and of the newest of each key.
     pub(super) fn dropped_to(&self) -> [Offset; 3] {
         [self.recent.dropped_to, self.durable.dropped_to, self.latest.dropped_to]
+    }
+
+    /// What comes up to `offset` is missing.
+    pub(super) fn skip_to(&mut self, offset: Offset) {
+        self.recent = Log { dropped_to: offset, ..Log::default() };
+        self.durable.dropped_to = offset;
+        self.latest.dropped_to = offset;
     }
 
     /// Begins as a history that reached back to where another one does.

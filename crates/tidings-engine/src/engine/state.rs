@@ -57,6 +57,11 @@ struct Entry {
 }
 
 impl StateFold {
+    /// What happened until now is not known: no snapshot is whole before what may have been dropped would have ended by itself.
+    pub(super) fn skip(&mut self, now: Timestamp) {
+        self.dropped_running_at = Some(now);
+    }
+
     /// Takes the next record of the stream into account.
     pub(super) fn apply(&mut self, record: &Record) {
         let Some((subject_word, verb)) = record.event_type.as_str().split_once('.') else { return };

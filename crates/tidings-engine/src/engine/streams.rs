@@ -100,8 +100,7 @@ impl Streams {
             }
         }
         let stream = self.by_id.get_mut(id).expect("it was there, or was put there just now");
-        stream.used_at = now;
-        stream.history.trim(now);
+        stream.trim(now);
         stream
     }
 
@@ -237,12 +236,7 @@ impl Streams {
         types: &TypeFilter,
         now: Timestamp,
     ) -> Joined {
-        let stream = self.stream(id, now);
-        let catch_up = match since.map(|since| stream.read(since, &WHOLE)) {
-            Some((true, records, _)) => CatchUp::Recovered(records),
-            Some((false, ..)) | None => CatchUp::State(stream.state.snapshot(types, now)),
-        };
-        Joined { position: stream.position_at(stream.offset), catch_up }
+        self.stream(id, now).join(since, types, now)
     }
 
     pub(super) fn history(
@@ -254,20 +248,14 @@ impl Streams {
     ) -> HistoryPage {
         if !self.by_id.contains_key(id) {
             // Asking for what never was makes no stream: anybody may ask for anything.
-            let position = Position { epoch: Epoch::new(random::hex::<10>()), offset: 0 };
-            return HistoryPage { position, complete: since.is_none(), records: Vec::new(), more: false };
+            return HistoryPage::of_nothing(since);
         }
-        let stream = self.stream(id, now);
-        let (complete, records, more) = match since {
-            Some(since) => stream.read(since, limit),
-            None => stream.history.read(0, limit),
-        };
-        HistoryPage { position: stream.position_at(stream.offset), complete, records, more }
+        self.stream(id, now).page(since, limit)
     }
 }
 
 impl Stream {
-    fn new(number: u32, epoch: Epoch, limits: HistoryLimits, now: Timestamp) -> Self {
+    pub(super) fn new(number: u32, epoch: Epoch, limits: HistoryLimits, now: Timestamp) -> Self {
         Self {
             number,
             epoch,
@@ -284,7 +272,49 @@ impl Stream {
         Position { epoch: self.epoch.clone(), offset }
     }
 
-    fn push(&mut self, record: &Arc<Record>) {
+    /// What a subscriber that stood at `since` has to be told; see [`Engine::join`](super::Engine::join).
+    pub(super) fn join(&self, since: Option<&Position>, types: &TypeFilter, now: Timestamp) -> Joined {
+        let catch_up = match since.map(|since| self.read(since, &WHOLE)) {
+            Some((true, records, _)) => CatchUp::Recovered(records),
+            Some((false, ..)) | None => CatchUp::State(self.state.snapshot(types, now)),
+        };
+        Joined { position: self.position_at(self.offset), catch_up }
+    }
+
+    pub(super) fn page(&self, since: Option<&Position>, limit: &PageLimit) -> HistoryPage {
+        let (complete, records, more) = match since {
+            Some(since) => self.read(since, limit),
+            None => self.history.read(0, limit),
+        };
+        HistoryPage { position: self.position_at(self.offset), complete, records, more }
+    }
+
+    /// Whether the position is one of this stream's life, or of a former one before it branched.
+    pub(super) fn knows(&self, position: &Position) -> bool {
+        let shared =
+            |former: &Position| former.epoch == position.epoch && position.offset <= former.offset;
+        (position.epoch == self.epoch && position.offset <= self.offset) || self.former.iter().any(shared)
+    }
+
+    /// Drops what is too old.
+    pub(super) fn trim(&mut self, now: Timestamp) {
+        self.used_at = now;
+        self.history.trim(now);
+    }
+
+    /// Goes on behind `offset` although what comes before it is not known.
+    pub(super) fn skip_to(&mut self, offset: Offset, now: Timestamp) {
+        (self.offset, self.staged) = (offset, offset);
+        self.history.skip_to(offset);
+        self.state.skip(now);
+    }
+
+    /// Which life the stream is in, and what it shares with former ones.
+    pub(super) fn set_life(&mut self, epoch: Epoch, former: Vec<Position>) {
+        (self.epoch, self.former) = (epoch, former);
+    }
+
+    pub(super) fn push(&mut self, record: &Arc<Record>) {
         self.history.push(record);
         self.state.apply(record);
         self.offset = record.offset;
@@ -292,9 +322,7 @@ impl Stream {
 
     /// What is kept behind `since`; incomplete also if `since` is not of this stream's life.
     fn read(&self, since: &Position, limit: &PageLimit) -> (bool, Vec<Arc<Record>>, bool) {
-        let shared =
-            self.former.iter().any(|former| former.epoch == since.epoch && since.offset <= former.offset);
-        if !shared && (since.epoch != self.epoch || since.offset > self.offset) {
+        if !self.knows(since) {
             let (_, records, more) = self.history.read(0, limit);
             return (false, records, more);
         }

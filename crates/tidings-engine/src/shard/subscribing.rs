@@ -7,7 +7,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use tidings_protocol::{
-    CloseCode, Epoch, Offset, Position, RemovalReason, ServerMessage, StreamId, TypeFilter,
+    CloseCode, Offset, Position, RemovalReason, ServerMessage, StreamId, TypeFilter,
 };
 
 use crate::{
@@ -265,15 +265,16 @@ impl<S: Socket> Shard<S> {
         let followed = &mut self.followed[stream];
         match &followed.epoch {
             None => followed.begin(position.epoch.clone(), position.offset),
-            Some(epoch) if *epoch != position.epoch => self.change_epoch(stream, &position.epoch),
+            Some(epoch) if *epoch != position.epoch => self.rejoin_at(stream, position),
             Some(_) => {}
         }
     }
 
-    /// The stream goes on in another life: everybody is confirmed again, from where they were in the old one.
-    pub(super) fn change_epoch(&mut self, stream: usize, epoch: &Epoch) {
+    /// The stream goes on behind `position`, in another life or behind a hole: everybody is confirmed again, from where they
+    /// were.
+    pub(super) fn rejoin_at(&mut self, stream: usize, position: &Position) {
         let followed = &mut self.followed[stream];
-        let Some(former) = followed.epoch.replace(epoch.clone()) else { return };
+        let Some(former) = followed.epoch.clone() else { return };
         let (mut again, head) = (Vec::new(), followed.head);
         for cohort in &followed.cohorts {
             for member in &cohort.members {
@@ -290,7 +291,7 @@ impl<S: Socket> Shard<S> {
         for cohort in &mut followed.cohorts {
             self.tail_bytes -= cohort.tail.trim(u64::MAX);
         }
-        self.followed[stream].begin(epoch.clone(), 0);
+        self.followed[stream].begin(position.epoch.clone(), position.offset);
         for (index, number, since) in again {
             let client = &mut self.clients[index];
             if let Phase::Behind(_) = client.links[number].phase {
@@ -445,6 +446,13 @@ impl<S: Socket> Shard<S> {
         let Some(index) = self.index_of(key) else { return };
         let client = &mut self.clients[index];
         client.flags.resuming = false;
+        if client.closing.is_some() {
+            // It is on its way out, and what it took over goes with it: its own token stands for that.
+            if let Ok(Some(former)) = former {
+                client.id = former.client;
+            }
+            return;
+        }
         let resume = client.reading.get_or_insert_default().resuming.take();
         let (id, positions) = resume.map_or((None, Vec::new()), |resume| (resume.id, resume.positions));
         match former {

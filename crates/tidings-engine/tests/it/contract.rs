@@ -1,13 +1,57 @@
 //! What every engine must do: the contract of [`Engine`] as tests. An engine's own file runs each of them on it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tidings_engine::engine::{CatchUp, Deliver, Engine, PageLimit, Record};
+use tidings_engine::{
+    engine::{CatchUp, Deliver, Engine, NumberedEvent, PageLimit, Record},
+    saved::{ClientId, ResumeToken, SavedConnection},
+};
 use tidings_protocol::{Epoch, Position, StateSnapshot, StreamId, TypeFilter};
 
 use crate::{event, stream};
+
+/// An engine under test, with what has to live as long as it does.
+pub(crate) struct Fixture {
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) deliveries: Arc<Deliveries>,
+    pub(crate) keeps: Box<dyn std::any::Any + Send>,
+}
+
+/// Runs the contract on the engines of a fixture.
+macro_rules! contract_tests {
+    ($fixture:path) => {
+        $crate::contract::contract_tests! { $fixture:
+            events_get_the_next_offset_of_their_stream_and_are_delivered_once,
+            a_repeated_id_is_the_same_event,
+            an_id_is_known_as_long_as_its_event_is_kept,
+            what_has_ended_does_not_push_what_runs_out_of_the_state,
+            a_reader_gets_everything_since_its_position,
+            a_position_that_this_stream_never_had_is_not_recovered,
+            a_flood_of_progress_pushes_out_no_durable_event,
+            what_is_not_kept_is_never_passed_off_as_all,
+            the_state_is_the_fold_of_the_stream,
+            a_large_state_is_cut_and_says_so,
+            numbered_events_are_appended_once_in_the_order_of_their_numbers,
+            a_connection_is_taken_over_once_with_all_that_it_followed,
+            asking_for_history_makes_no_stream,
+        }
+    };
+    ($fixture:path: $($name:ident,)*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                let fixture: $crate::contract::Fixture = $fixture().await;
+                $crate::contract::$name(&*fixture.engine, &fixture.deliveries).await;
+                fixture.engine.close().await;
+                drop(fixture.keeps);
+            }
+        )*
+    };
+}
+
+pub(crate) use contract_tests;
 
 /// Notes what an engine delivers.
 #[derive(Debug, Default)]
@@ -21,7 +65,18 @@ impl Deliver for Deliveries {
 }
 
 impl Deliveries {
-    pub(crate) fn of(&self, stream: &StreamId) -> Vec<Arc<Record>> {
+    /// What was delivered of a stream, as soon as it reaches up to `offset`.
+    pub(crate) async fn up_to(&self, stream: &StreamId, offset: u64) -> Vec<Arc<Record>> {
+        let reached = tokio::time::timeout(Duration::from_secs(30), async {
+            while self.of(stream).last().is_none_or(|last| last.offset < offset) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        assert!(reached.await.is_ok(), "{stream} is not delivered up to {offset}: {:?}", offsets(&self.of(stream)));
+        self.of(stream)
+    }
+
+    fn of(&self, stream: &StreamId) -> Vec<Arc<Record>> {
         self.0.lock().iter().filter(|(of, _)| of == stream).map(|(_, record)| Arc::clone(record)).collect()
     }
 }
@@ -71,9 +126,10 @@ pub(crate) async fn events_get_the_next_offset_of_their_stream_and_are_delivered
     let places: Vec<_> = appended.iter().map(|a| (a.stream.to_string(), a.position.offset)).collect();
     assert_eq!(places, [("p".into(), 1), ("q".into(), 1), ("p".into(), 2)]);
     engine.append(vec![custom("p")]).await.unwrap();
-    assert_eq!(offsets(&deliveries.of(&stream("p"))), [1, 2, 3]);
-    assert_eq!(offsets(&deliveries.of(&stream("q"))), [1]);
-    let json: Value = serde_json::from_slice(deliveries.of(&stream("p"))[2].json()).unwrap();
+    let delivered = deliveries.up_to(&stream("p"), 3).await;
+    assert_eq!(offsets(&delivered), [1, 2, 3]);
+    assert_eq!(offsets(&deliveries.up_to(&stream("q"), 1).await), [1]);
+    let json: Value = serde_json::from_slice(delivered[2].json()).unwrap();
     assert_eq!(json["offset"], 3);
 }
 
@@ -83,11 +139,11 @@ pub(crate) async fn a_repeated_id_is_the_same_event(engine: &dyn Engine, deliver
     let again = engine.append(vec![with_id("two")]).await.unwrap();
     assert_eq!(first[2], first[0]);
     assert_eq!(again[0], first[1]);
-    assert_eq!(offsets(&deliveries.of(&stream("p"))), [1, 2]);
+    assert_eq!(offsets(&deliveries.up_to(&stream("p"), 2).await), [1, 2]);
     // An id belongs to its stream.
     let other = event(&json!({"type": "a.b", "project_id": "q", "id": "one"}));
     assert_eq!(engine.append(vec![other]).await.unwrap()[0].position.offset, 1);
-    assert_eq!(offsets(&deliveries.of(&stream("q"))), [1]);
+    assert_eq!(offsets(&deliveries.up_to(&stream("q"), 1).await), [1]);
 }
 
 /// For an engine whose history keeps 10 durable events.
@@ -104,7 +160,7 @@ pub(crate) async fn an_id_is_known_as_long_as_its_event_is_kept(
     let again =
         engine.append(vec![with_id("task.completed", "end"), with_id("task.progress", "n99")]).await.unwrap();
     assert_eq!((again[0].position.offset, again[1].position.offset), (1, 101));
-    assert_eq!(deliveries.of(&stream("p")).len(), 101);
+    assert_eq!(deliveries.up_to(&stream("p"), 101).await.len(), 101);
 }
 
 /// What runs must show however much has ended since.
@@ -213,6 +269,81 @@ pub(crate) async fn the_state_is_the_fold_of_the_stream(engine: &dyn Engine, _: 
         (&json!("bad"), &json!("task.started")),
         "newest first"
     );
+}
+
+/// What comes from a source with numbers is appended once, however often it is said.
+pub(crate) async fn numbered_events_are_appended_once_in_the_order_of_their_numbers(
+    engine: &dyn Engine,
+    deliveries: &Deliveries,
+) {
+    let numbered = |number: u32, project: &str| NumberedEvent {
+        number: format!("{number:08}"),
+        event: event(&json!({"type": "a.b", "project_id": project, "n": number})),
+    };
+    engine.append_numbered("source", vec![numbered(1, "p"), numbered(2, "q"), numbered(3, "p")]).await.unwrap();
+    let again = (1..=5).map(|number| numbered(number, if number == 2 { "q" } else { "p" }));
+    engine.append_numbered("source", again.collect()).await.unwrap();
+    let numbers = |records: Vec<Arc<Record>>| -> Vec<u64> {
+        let read = |record: &Arc<Record>| serde_json::from_slice::<Value>(record.json()).unwrap();
+        records.iter().map(|record| read(record)["n"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(numbers(deliveries.up_to(&stream("p"), 4).await), [1, 3, 4, 5]);
+    assert_eq!(numbers(deliveries.up_to(&stream("q"), 1).await), [2]);
+    // Another source has numbers of its own.
+    engine.append_numbered("other", vec![numbered(1, "q")]).await.unwrap();
+    assert_eq!(numbers(deliveries.up_to(&stream("q"), 2).await), [2, 1]);
+}
+
+/// Of two that come with the same token, one gets the connection; what it was told of itself last is there.
+pub(crate) async fn a_connection_is_taken_over_once_with_all_that_it_followed(engine: &dyn Engine, _: &Deliveries) {
+    let everything = Arc::new(TypeFilter::everything());
+    let tasks = Arc::new(TypeFilter::parse(&["task.*"]).unwrap());
+    let connection = |subscriptions: Vec<(StreamId, Arc<TypeFilter>)>, owner: &str| SavedConnection {
+        client: ClientId::random(),
+        token: ResumeToken::random(),
+        owner: Some(owner.parse().unwrap()),
+        subscriptions,
+    };
+    let mut former = connection(Vec::new(), "0.1.1");
+    engine.save(former.clone()).await.unwrap();
+    former.subscriptions = vec![(stream("p"), everything), (stream("q"), tasks)];
+    engine.save(former.clone()).await.unwrap();
+    let successors = [connection(Vec::new(), "0.2.2"), connection(Vec::new(), "0.3.3")];
+    for successor in &successors {
+        engine.save(successor.clone()).await.unwrap();
+    }
+    let [first, second] = successors;
+    let (one, other) = tokio::join!(
+        engine.take_over(&former.token, first.clone()),
+        engine.take_over(&former.token, second.clone())
+    );
+    let (taken, winner) = match (one.unwrap(), other.unwrap()) {
+        (Some(taken), None) => (taken, first),
+        (None, Some(taken)) => (taken, second),
+        both => panic!("one gets it: {both:?}"),
+    };
+    assert_eq!((taken.client, taken.owner), (former.client, former.owner));
+    let followed = |saved: &SavedConnection| {
+        let read = |(stream, types): &(StreamId, Arc<TypeFilter>)| (stream.clone(), TypeFilter::clone(types));
+        saved.subscriptions.iter().map(read).collect::<Vec<_>>()
+    };
+    assert_eq!(followed(&taken), followed(&former));
+    // The one before it has no say any more; the winner's token stands for the connection now, and dies with a clean close.
+    engine.save(SavedConnection { subscriptions: Vec::new(), ..former.clone() }).await.unwrap();
+    engine.forget(former.client, former.owner.unwrap()).await.unwrap();
+    let third = connection(Vec::new(), "0.4.4");
+    let again = engine.take_over(&winner.token, third.clone()).await.unwrap().expect("its token is good");
+    assert_eq!((again.client, followed(&again)), (former.client, followed(&former)));
+    engine.forget(former.client, third.owner.unwrap()).await.unwrap();
+    assert!(engine.take_over(&third.token, connection(Vec::new(), "0.5.5")).await.unwrap().is_none());
+    assert!(engine.take_over(&ResumeToken::random(), connection(Vec::new(), "0.6.6")).await.unwrap().is_none());
+}
+
+pub(crate) async fn asking_for_history_makes_no_stream(engine: &dyn Engine, _: &Deliveries) {
+    let page = engine.history(&stream("unknown"), None, at_most(10)).await.unwrap();
+    assert_eq!((page.complete, page.records.len()), (true, 0));
+    let again = engine.history(&stream("unknown"), None, at_most(10)).await.unwrap();
+    assert_ne!(again.position.epoch, page.position.epoch);
 }
 
 pub(crate) async fn a_large_state_is_cut_and_says_so(engine: &dyn Engine, _: &Deliveries) {

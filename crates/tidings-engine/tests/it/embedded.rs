@@ -18,7 +18,7 @@ use tidings_engine::engine::{
 use tidings_protocol::TypeFilter;
 
 use crate::{
-    contract::{self, Deliveries},
+    contract::{self, Deliveries, Fixture},
     event, stream,
 };
 
@@ -42,28 +42,21 @@ pub(crate) fn options(folder: Option<&Path>) -> EmbeddedOptions {
     }
 }
 
-macro_rules! contract {
-    ($($name:ident),* $(,)?) => {
-        $(
-            #[tokio::test]
-            async fn $name() {
-                let (engine, deliveries) = engine(system_clock());
-                contract::$name(&engine, &deliveries).await;
-            }
-        )*
+async fn in_memory() -> Fixture {
+    let (engine, deliveries) = engine(system_clock());
+    Fixture { engine: Box::new(engine), deliveries, keeps: Box::new(()) }
+}
 
-        mod with_a_journal {
-            $(
-                #[tokio::test]
-                async fn $name() {
-                    let folder = tempfile::tempdir().unwrap();
-                    let (engine, deliveries) = super::journaled(folder.path());
-                    crate::contract::$name(&engine, &deliveries).await;
-                    tidings_engine::engine::Engine::close(&engine).await;
-                }
-            )*
-        }
-    };
+contract::contract_tests!(in_memory);
+
+mod with_a_journal {
+    async fn with_a_journal() -> crate::contract::Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let (engine, deliveries) = super::journaled(folder.path());
+        crate::contract::Fixture { engine: Box::new(engine), deliveries, keeps: Box::new(folder) }
+    }
+
+    crate::contract::contract_tests!(with_a_journal);
 }
 
 /// The same, with a journal.
@@ -71,19 +64,6 @@ pub(crate) fn journaled(folder: &Path) -> (EmbeddedEngine, Arc<Deliveries>) {
     let deliveries = Arc::new(Deliveries::default());
     let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&deliveries) as Arc<dyn Deliver>));
     (EmbeddedEngine::open(options(Some(folder)), system_clock(), deliver).unwrap(), deliveries)
-}
-
-contract! {
-    events_get_the_next_offset_of_their_stream_and_are_delivered_once,
-    a_repeated_id_is_the_same_event,
-    an_id_is_known_as_long_as_its_event_is_kept,
-    what_has_ended_does_not_push_what_runs_out_of_the_state,
-    a_reader_gets_everything_since_its_position,
-    a_position_that_this_stream_never_had_is_not_recovered,
-    a_flood_of_progress_pushes_out_no_durable_event,
-    what_is_not_kept_is_never_passed_off_as_all,
-    the_state_is_the_fold_of_the_stream,
-    a_large_state_is_cut_and_says_so,
 }
 
 /// A clock that the test sets, in seconds.
@@ -132,13 +112,6 @@ async fn a_stream_that_is_followed_is_not_forgotten() {
     seconds.fetch_add(40 * 24 * 3600, Ordering::Relaxed);
     engine.forget_old(|followed| *followed == stream("p"));
     assert_eq!(engine.position(&stream("p")).await.unwrap(), first);
-}
-
-#[tokio::test]
-async fn asking_for_history_makes_no_stream() {
-    let (engine, _) = engine(system_clock());
-    let page = engine.history(&stream("p"), None, contract::at_most(10)).await.unwrap();
-    assert_eq!((page.complete, page.records.len(), engine.stream_count()), (true, 0, 0));
 }
 
 #[tokio::test]

@@ -89,7 +89,7 @@ async fn a_restart_goes_on_where_a_killed_process_was() {
     let appended = again.append(vec![durable(19), durable(20)]).await.unwrap();
     assert_eq!(appended[0].position.offset, before.0.offset, "an id is known across the restart");
     assert_eq!(appended[1].position.offset, before.0.offset + 1);
-    assert_eq!(deliveries.of(&stream("p")).len(), 1);
+    assert_eq!(deliveries.up_to(&stream("p"), 1).await.len(), 1);
     again.close().await;
     engine.close().await;
 }

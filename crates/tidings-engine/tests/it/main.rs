@@ -9,6 +9,7 @@ mod embedded;
 mod epoch;
 mod journal;
 mod reader;
+mod redis;
 mod replay;
 mod simulation;
 
