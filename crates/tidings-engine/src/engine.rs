@@ -249,7 +249,11 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// Appends events that come from a source in the order of their numbers. One whose number is not above the last that its
     /// stream has had of the source was appended before, and is left out: so the source may say again what it does not know to
     /// have arrived.
-    async fn append_numbered(&self, source: &'static str, events: Vec<NumberedEvent>) -> Result<(), EngineError>;
+    async fn append_numbered(
+        &self,
+        source: &'static str,
+        events: Vec<NumberedEvent>,
+    ) -> Result<(), EngineError>;
 
     /// A shard follows the stream from now on: what is appended to it has to be delivered. Counted, not waited for.
     fn follow(&self, _stream: &StreamId) {}

@@ -168,7 +168,10 @@ impl Deliver for Hub {
     }
 
     fn rejoin(&self, stream: &StreamId, position: &Position) {
-        self.put_to_followers(stream, || Letter::Rejoin { stream: stream.clone(), position: position.clone() });
+        self.put_to_followers(stream, || Letter::Rejoin {
+            stream: stream.clone(),
+            position: position.clone(),
+        });
     }
 
     fn tell(&self, notice: Notice) {

@@ -52,7 +52,8 @@ impl Vigil {
     /// The part cannot be heard, or not yet.
     pub fn down(&self, source: Source, name: &str) {
         let mut parts = self.parts.lock();
-        let degraded = parts.iter().find(|part| part.source == source && part.down).and_then(|part| part.since);
+        let degraded =
+            parts.iter().find(|part| part.source == source && part.down).and_then(|part| part.since);
         let since = degraded.unwrap_or_else(|| Degraded { source, since: jiff::Timestamp::now().into() });
         let part = part_of(&mut parts, source, name);
         if !std::mem::replace(&mut part.down, true) {
@@ -68,7 +69,9 @@ impl Vigil {
         let mut parts = self.parts.lock();
         let part = part_of(&mut parts, source, name);
         part.gap = worse(part.gap, gap);
-        if !std::mem::replace(&mut part.down, false) || parts.iter().any(|part| part.source == source && part.down) {
+        if !std::mem::replace(&mut part.down, false)
+            || parts.iter().any(|part| part.source == source && part.down)
+        {
             return;
         }
         let of_source = || parts.iter().filter(|part| part.source == source);
@@ -91,6 +94,11 @@ impl Vigil {
     /// Names of the parts that cannot be heard.
     pub fn silent(&self) -> Vec<Arc<str>> {
         self.parts.lock().iter().filter(|part| part.down).map(|part| Arc::clone(&part.name)).collect()
+    }
+
+    /// Every part, and whether it is heard.
+    pub fn parts(&self) -> Vec<(Arc<str>, bool)> {
+        self.parts.lock().iter().map(|part| (Arc::clone(&part.name), !part.down)).collect()
     }
 
     /// Whether this part is known and heard.

@@ -14,6 +14,7 @@ use tidings_engine::{
     engine::{
         HistoryLimits,
         journal::{JournalOptions, Sync},
+        redis::RedisAddress,
     },
     hub::SHARDS_MAX,
 };
@@ -45,8 +46,10 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Second address for publishing, admin and metrics.
     pub internal_listen: Option<SocketAddr>,
-    /// Redis whose plain channel is listened to.
-    pub redis_url: Option<String>,
+    /// Redis that keeps the streams, or is only listened to.
+    pub redis: Option<RedisAddress>,
+    /// Where streams are kept.
+    pub engine: EngineKind,
     /// The plain channel.
     pub redis_channel: String,
     /// Between two heartbeats.
@@ -116,6 +119,15 @@ impl Environment {
     }
 }
 
+/// Where streams are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// In this process, for one node.
+    Embedded,
+    /// In Redis, for all nodes that have the same.
+    Redis,
+}
+
 /// How logs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -160,7 +172,8 @@ impl Settings {
             internal_listen: internal_listen
                 .map(|value| address(layers, "TIDINGS_INTERNAL_LISTEN", value))
                 .transpose()?,
-            redis_url: redis_url(layers)?,
+            redis: redis_address(layers)?,
+            engine: engine(layers)?,
             redis_channel: layers.text("REDIS_CHANNEL"),
             heartbeat_interval: Duration::from_secs(layers.number("WS_HEARTBEAT_INTERVAL", 1, 3600)?),
             node: layers.optional("CONTAINER_ID").map_or_else(host_name, str::to_owned),
@@ -200,7 +213,6 @@ impl Settings {
             log_filter: layers.text("RUST_LOG"),
             workspaces: workspaces(layers)?,
         };
-        layers.choice("TIDINGS_ENGINE", &[("embedded", ())])?;
         settings.check_auth(layers)?;
         Ok(settings)
     }
@@ -265,19 +277,20 @@ fn allowed_origins(layers: &Layers) -> Result<Vec<String>, SettingError> {
     Ok(origins)
 }
 
-fn redis_url(layers: &Layers) -> Result<Option<String>, SettingError> {
-    let Some(url) = layers.optional("REDIS_URL") else { return Ok(None) };
-    if url.starts_with("redis+") {
-        return Err(layers.error(
-            "REDIS_URL",
-            "Cluster and Sentinel are not in this version; expected `redis://host:port`",
-        ));
+fn redis_address(layers: &Layers) -> Result<Option<RedisAddress>, SettingError> {
+    let parse = |url| RedisAddress::parse(url).map_err(|error| layers.error("REDIS_URL", error.to_string()));
+    layers.optional("REDIS_URL").map(parse).transpose()
+}
+
+fn engine(layers: &Layers) -> Result<EngineKind, SettingError> {
+    let has_redis = layers.optional("REDIS_URL").is_some();
+    let name = "TIDINGS_ENGINE";
+    if layers.optional(name).is_none() {
+        return Ok(if has_redis { EngineKind::Redis } else { EngineKind::Embedded });
     }
-    match redis::Client::open(url) {
-        Ok(_) => Ok(Some(url.to_owned())),
-        // The value may hold a password and is not repeated.
-        Err(error) => Err(layers
-            .error("REDIS_URL", format!("expected `redis://host:port` or `rediss://host:port`: {error}"))),
+    match layers.choice(name, &[("embedded", EngineKind::Embedded), ("redis", EngineKind::Redis)])? {
+        EngineKind::Redis if !has_redis => Err(layers.error(name, "`redis` needs REDIS_URL")),
+        engine => Ok(engine),
     }
 }
 
@@ -359,10 +372,11 @@ mod tests {
             ("ENVIRONMENT", "prod", "`development`, `docker`, `production`"),
             ("TIDINGS_LISTEN", "nowhere", "an address with a port"),
             ("REDIS_URL", "http://x", "redis://host:port"),
-            ("REDIS_URL", "redis+cluster://a:1", "not in this version"),
+            ("REDIS_URL", "redis+sentinel://a:1", "the primary's name"),
             ("TIDINGS_ALLOWED_ORIGINS", "https://a.example/", "without a path"),
             ("TIDINGS_ALLOWED_ORIGINS", "a.example", "expected an origin"),
-            ("TIDINGS_ENGINE", "redis", "`embedded`"),
+            ("TIDINGS_ENGINE", "redis", "needs REDIS_URL"),
+            ("TIDINGS_ENGINE", "disk", "`embedded`, `redis`"),
             ("TIDINGS_LOG_FORMAT", "xml", "`text`, `json`"),
             ("CONTAINER_RESTART", "maybe", "`false`, `true`"),
         ] {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidings_engine::{
     Node,
-    engine::{Appended, EngineError},
+    engine::{Appended, EngineError, NumberedEvent},
 };
 use tidings_protocol::{Event, InvalidEvent, Reason};
 
@@ -52,13 +52,31 @@ impl Ingest {
         Ok(event)
     }
 
+    /// Appends events that their source has numbered, and leaves out those that are there; see
+    /// [`Engine::append_numbered`](tidings_engine::engine::Engine::append_numbered).
+    pub(crate) async fn append_numbered(
+        &self,
+        source: EventSource,
+        name: &'static str,
+        events: Vec<NumberedEvent>,
+    ) -> Result<(), EngineError> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let counted: Vec<_> = events.iter().map(|numbered| numbered.event.clone()).collect();
+        self.node.engine().append_numbered(name, events).await?;
+        // Not before: its source says again what did not succeed.
+        self.metrics.appended(source, counted.iter());
+        Ok(())
+    }
+
     /// Appends events, from where they reach every subscriber.
     pub(crate) async fn append(
         &self,
         source: EventSource,
         events: Vec<Event>,
     ) -> Result<Vec<Appended>, EngineError> {
-        self.metrics.appended(source, &events);
+        self.metrics.appended(source, events.iter());
         self.node.publish(events).await
     }
 }

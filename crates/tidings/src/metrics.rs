@@ -33,6 +33,8 @@ pub(crate) enum EventSource {
     Http,
     /// The plain Redis channel.
     RedisChannel,
+    /// The ingest stream.
+    IngestStream,
     /// The demonstration of `tidings dev`.
     Demo,
 }
@@ -43,6 +45,7 @@ impl EventSource {
         match self {
             Self::Http => "http",
             Self::RedisChannel => "redis_channel",
+            Self::IngestStream => "ingest_stream",
             Self::Demo => "demo",
         }
     }
@@ -111,7 +114,7 @@ impl Metrics {
         self.rejected.get_or_create(&label).inc();
     }
 
-    pub(crate) fn appended(&self, source: EventSource, events: &[Event]) {
+    pub(crate) fn appended<'a>(&self, source: EventSource, events: impl Iterator<Item = &'a Event>) {
         for event in events {
             let known = KNOWN_TYPES.iter().find(|known| **known == event.event_type().as_str());
             let label = AppendLabel { source: source.as_str(), r#type: known.copied().unwrap_or("custom") };

@@ -28,9 +28,7 @@ use tidings_engine::Node;
 use tokio_util::task::TaskTracker;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{
-    access::Access, config::Settings, ingest::Ingest, metrics::Metrics, sources::redis_channel::ChannelStatus,
-};
+use crate::{access::Access, config::Settings, ingest::Ingest, metrics::Metrics};
 
 use problem::Problem;
 
@@ -42,8 +40,6 @@ pub(crate) struct Edge {
     pub(crate) node: Arc<Node>,
     pub(crate) ingest: Arc<Ingest>,
     pub(crate) metrics: Arc<Metrics>,
-    /// `None`: no Redis is configured.
-    pub(crate) channel: Option<Arc<ChannelStatus>>,
     /// The port that the public listener got.
     pub(crate) port: u16,
     /// Set as soon as the node is asked to stop.

@@ -12,9 +12,9 @@ use std::{
 
 use axum::{Extension, Router};
 use tidings_engine::{
-    Node, NodeError, NodeOptions,
+    EngineOptions, Node, NodeError, NodeOptions, RedisStore,
     driver::Driver,
-    engine::{EngineError, embedded::EmbeddedOptions, journal::JournalError},
+    engine::{EngineError, embedded::EmbeddedOptions, journal::JournalError, redis::Fault},
     shard::ShardOptions,
 };
 use tidings_protocol::CloseCode;
@@ -26,14 +26,11 @@ use tokio_util::{
 use crate::{
     accept::{self, Incomings, Sharing},
     access::Access,
-    config::Settings,
+    config::{EngineKind, Settings},
     ingest::Ingest,
     metrics::Metrics,
     routes::{self, Edge},
-    sources::{
-        demo,
-        redis_channel::{ChannelStatus, RedisChannel},
-    },
+    sources::{demo, ingest_stream::IngestStream, redis_channel::RedisChannel},
 };
 
 /// For connections to end by themselves once they were told to.
@@ -58,6 +55,16 @@ pub enum StartError {
         /// Why.
         source: JournalError,
     },
+    /// Redis does not answer, or refuses.
+    #[error(
+        "REDIS_URL: Redis at {address}: {source}. Start it, or correct the URL; TIDINGS_ENGINE=embedded keeps streams here"
+    )]
+    Redis {
+        /// Where, without user and password.
+        address: String,
+        /// Why.
+        source: Fault,
+    },
     /// The engine does not answer.
     #[error(transparent)]
     Engine(EngineError),
@@ -76,6 +83,7 @@ impl From<NodeError> for StartError {
     fn from(error: NodeError) -> Self {
         match error {
             NodeError::Journal(source) => Self::Journal { source },
+            NodeError::Redis { address, source } => Self::Redis { address, source },
             NodeError::Engine(error) => Self::Engine(error),
         }
     }
@@ -110,7 +118,7 @@ pub struct Server {
     internal: Option<(SocketAddr, Incomings)>,
     /// Each with where its connections come from.
     shards: Vec<(Driver, Incomings)>,
-    channel: Option<RedisChannel>,
+    sources: Option<(RedisChannel, IngestStream)>,
     /// Ends sources and upkeep.
     stop: CancellationToken,
 }
@@ -129,17 +137,28 @@ impl Server {
         };
         let access = Access::new(&settings)?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let (node, drivers) = Node::embedded(node_options(&settings), &tasks, stop.clone()).await?;
+        let (node, drivers) = Node::start(node_options(&settings), &tasks, stop.clone()).await?;
         let node = Arc::new(node);
         let metrics = Arc::new(Metrics::new(Arc::clone(&node)));
         let settings = Arc::new(settings);
         let ingest = Arc::new(Ingest::new(Arc::clone(&node), Arc::clone(&metrics), Arc::clone(&settings)));
-        let channel = settings.redis_url.clone().map(|url| RedisChannel {
-            url,
-            channel: settings.redis_channel.clone(),
-            ingest: Arc::clone(&ingest),
-            metrics: Arc::clone(&metrics),
-            status: Arc::new(ChannelStatus::default()),
+        let sources = settings.redis.clone().map(|address| {
+            let channel = RedisChannel {
+                address: address.clone(),
+                channel: settings.redis_channel.clone(),
+                ingest: Arc::clone(&ingest),
+                metrics: Arc::clone(&metrics),
+                vigil: Arc::clone(node.vigil()),
+                member: node.redis().cloned(),
+            };
+            let stream = IngestStream {
+                address,
+                ingest: Arc::clone(&ingest),
+                metrics: Arc::clone(&metrics),
+                vigil: Arc::clone(node.vigil()),
+                member: node.redis().cloned(),
+            };
+            (channel, stream)
         });
         let edge = Edge {
             port: public.port(),
@@ -148,12 +167,11 @@ impl Server {
             node,
             ingest,
             metrics,
-            channel: channel.as_ref().map(|channel| Arc::clone(&channel.status)),
             draining: AtomicBool::new(false),
             tasks,
         };
         let shards = drivers.into_iter().zip(incomings).collect();
-        Ok(Self { edge: Arc::new(edge), public, internal, shards, channel, stop })
+        Ok(Self { edge: Arc::new(edge), public, internal, shards, sources, stop })
     }
 
     /// The address that the public listener got.
@@ -176,7 +194,7 @@ impl Server {
     /// Serves until `stop`, then tells every client to come back elsewhere and waits for all that runs to end. Returns
     /// how many connections did not end by themselves.
     pub async fn run(self, stop: CancellationToken) -> Result<usize, StartError> {
-        let Self { edge, public: _, internal, shards, channel, stop: stop_parts } = self;
+        let Self { edge, public: _, internal, shards, sources, stop: stop_parts } = self;
         let (accepting, failed) = (CancellationToken::new(), CancellationToken::new());
         for (number, (driver, incomings)) in (0..).zip(shards) {
             let router = routes::public(&edge).layer(Extension(edge.node.shard(number)));
@@ -195,8 +213,9 @@ impl Server {
             let router = routes::internal(&edge);
             edge.tasks.spawn(accept::serve(incomings, router, edge.tasks.clone(), accepting.clone()));
         }
-        if let Some(channel) = channel {
+        if let Some((channel, stream)) = sources {
             edge.tasks.spawn(channel.run(stop_parts.clone()));
+            edge.tasks.spawn(stream.run(stop_parts.clone()));
         }
         tokio::select! {
             () = stop.cancelled() => {}
@@ -224,6 +243,18 @@ impl Server {
 }
 
 fn node_options(settings: &Settings) -> NodeOptions {
+    let history = settings.history.clone();
+    let connection_timeout = settings.connection_timeout;
+    let engine = match (settings.engine, &settings.redis) {
+        (EngineKind::Redis, Some(address)) => {
+            EngineOptions::Redis(RedisStore { address: address.clone(), history, connection_timeout })
+        }
+        _ => EngineOptions::Embedded(EmbeddedOptions {
+            history,
+            connection_timeout,
+            journal: settings.journal.clone(),
+        }),
+    };
     NodeOptions {
         shards: settings.shards,
         shard: ShardOptions {
@@ -236,11 +267,7 @@ fn node_options(settings: &Settings) -> NodeOptions {
             slow_bytes_max: settings.slow_bytes_max,
             retained_bytes_max: settings.retained_bytes_max,
         },
-        engine: EmbeddedOptions {
-            history: settings.history.clone(),
-            connection_timeout: settings.connection_timeout,
-            journal: settings.journal.clone(),
-        },
+        engine,
     }
 }
 

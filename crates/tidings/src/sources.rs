@@ -1,4 +1,5 @@
 //! Where events come from beside HTTP: one file for each source.
 
 pub(crate) mod demo;
+pub(crate) mod ingest_stream;
 pub(crate) mod redis_channel;

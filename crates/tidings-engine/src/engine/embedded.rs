@@ -146,7 +146,11 @@ impl Engine for EmbeddedEngine {
     }
 
     /// The number becomes the id of an event that has none, and so is known as long as the event is.
-    async fn append_numbered(&self, source: &'static str, events: Vec<NumberedEvent>) -> Result<(), EngineError> {
+    async fn append_numbered(
+        &self,
+        source: &'static str,
+        events: Vec<NumberedEvent>,
+    ) -> Result<(), EngineError> {
         let identified = events.into_iter().map(|NumberedEvent { number, mut event }| {
             if let Ok(id) = EventId::try_from(format!("{source}:{number}").as_str()) {
                 event.assign_id(id);

@@ -38,7 +38,9 @@ use crate::{
     vigil::Vigil,
 };
 
-use super::{Appended, Deliver, Engine, EngineError, HistoryLimits, HistoryPage, Joined, NumberedEvent, PageLimit};
+use super::{
+    Appended, Deliver, Engine, EngineError, HistoryLimits, HistoryPage, Joined, NumberedEvent, PageLimit,
+};
 
 use appends::Queues;
 use connections::Connections;
@@ -195,7 +197,8 @@ impl Shared {
             look.tick().await;
             let over = |mirror: &Mirror| mirror.unfollowed_at.is_some_and(|since| since.elapsed() > LINGER);
             let mut mirrors = self.mirrors.lock();
-            let left: Vec<_> = mirrors.extract_if(|_, mirror| over(mirror)).map(|(stream, _)| stream).collect();
+            let left: Vec<_> =
+                mirrors.extract_if(|_, mirror| over(mirror)).map(|(stream, _)| stream).collect();
             drop(mirrors);
             for stream in left {
                 self.lines.unsubscribe(&self.servers, stream);
@@ -295,7 +298,11 @@ impl Engine for RedisEngine {
         Ok(appended.into_iter().map(|place| place.expect("only numbered events are left out")).collect())
     }
 
-    async fn append_numbered(&self, source: &'static str, events: Vec<NumberedEvent>) -> Result<(), EngineError> {
+    async fn append_numbered(
+        &self,
+        source: &'static str,
+        events: Vec<NumberedEvent>,
+    ) -> Result<(), EngineError> {
         self.shared.append(source, events).await.map(|_| ())
     }
 

@@ -291,8 +291,7 @@ impl Stream {
 
     /// Whether the position is one of this stream's life, or of a former one before it branched.
     pub(super) fn knows(&self, position: &Position) -> bool {
-        let shared =
-            |former: &Position| former.epoch == position.epoch && position.offset <= former.offset;
+        let shared = |former: &Position| former.epoch == position.epoch && position.offset <= former.offset;
         (position.epoch == self.epoch && position.offset <= self.offset) || self.former.iter().any(shared)
     }
 

@@ -6,9 +6,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use tidings_protocol::{
-    CloseCode, Offset, Position, RemovalReason, ServerMessage, StreamId, TypeFilter,
-};
+use tidings_protocol::{CloseCode, Offset, Position, RemovalReason, ServerMessage, StreamId, TypeFilter};
 
 use crate::{
     engine::{CatchUp, EngineError, HistoryPage, Joined, PageLimit, Record},

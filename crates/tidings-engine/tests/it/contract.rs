@@ -72,7 +72,11 @@ impl Deliveries {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
-        assert!(reached.await.is_ok(), "{stream} is not delivered up to {offset}: {:?}", offsets(&self.of(stream)));
+        assert!(
+            reached.await.is_ok(),
+            "{stream} is not delivered up to {offset}: {:?}",
+            offsets(&self.of(stream))
+        );
         self.of(stream)
     }
 
@@ -280,7 +284,10 @@ pub(crate) async fn numbered_events_are_appended_once_in_the_order_of_their_numb
         number: format!("{number:08}"),
         event: event(&json!({"type": "a.b", "project_id": project, "n": number})),
     };
-    engine.append_numbered("source", vec![numbered(1, "p"), numbered(2, "q"), numbered(3, "p")]).await.unwrap();
+    engine
+        .append_numbered("source", vec![numbered(1, "p"), numbered(2, "q"), numbered(3, "p")])
+        .await
+        .unwrap();
     let again = (1..=5).map(|number| numbered(number, if number == 2 { "q" } else { "p" }));
     engine.append_numbered("source", again.collect()).await.unwrap();
     let numbers = |records: Vec<Arc<Record>>| -> Vec<u64> {
@@ -295,7 +302,10 @@ pub(crate) async fn numbered_events_are_appended_once_in_the_order_of_their_numb
 }
 
 /// Of two that come with the same token, one gets the connection; what it was told of itself last is there.
-pub(crate) async fn a_connection_is_taken_over_once_with_all_that_it_followed(engine: &dyn Engine, _: &Deliveries) {
+pub(crate) async fn a_connection_is_taken_over_once_with_all_that_it_followed(
+    engine: &dyn Engine,
+    _: &Deliveries,
+) {
     let everything = Arc::new(TypeFilter::everything());
     let tasks = Arc::new(TypeFilter::parse(&["task.*"]).unwrap());
     let connection = |subscriptions: Vec<(StreamId, Arc<TypeFilter>)>, owner: &str| SavedConnection {
@@ -336,7 +346,9 @@ pub(crate) async fn a_connection_is_taken_over_once_with_all_that_it_followed(en
     assert_eq!((again.client, followed(&again)), (former.client, followed(&former)));
     engine.forget(former.client, third.owner.unwrap()).await.unwrap();
     assert!(engine.take_over(&third.token, connection(Vec::new(), "0.5.5")).await.unwrap().is_none());
-    assert!(engine.take_over(&ResumeToken::random(), connection(Vec::new(), "0.6.6")).await.unwrap().is_none());
+    assert!(
+        engine.take_over(&ResumeToken::random(), connection(Vec::new(), "0.6.6")).await.unwrap().is_none()
+    );
 }
 
 pub(crate) async fn asking_for_history_makes_no_stream(engine: &dyn Engine, _: &Deliveries) {

@@ -44,8 +44,15 @@ pub static SETTINGS: [Setting; 34] = [
         None,
         "second address for publishing, admin and metrics; then the first has none of them",
     ),
-    secret("REDIS_URL", "`redis://` or `rediss://`: the Redis whose plain channel is listened to"),
-    plain("TIDINGS_ENGINE", Some("embedded"), "where streams are kept: `embedded`"),
+    secret(
+        "REDIS_URL",
+        "`redis://host:port`, `rediss://` with TLS; Sentinel: `redis+sentinel://host:port,host:port/master-name`; Cluster: `redis+cluster://host:port,host:port`",
+    ),
+    plain(
+        "TIDINGS_ENGINE",
+        None,
+        "where streams are kept: `redis` (all nodes with the same REDIS_URL share them) or `embedded` (in this process; Redis is only listened to); unset: `redis` if REDIS_URL is set, else `embedded`",
+    ),
     plain("REDIS_CHANNEL", Some("websocket:broadcast"), "plain pub/sub channel that is listened to"),
     plain("WS_HEARTBEAT_INTERVAL", Some("30"), "seconds between `system.heartbeat` messages"),
     plain(

@@ -14,8 +14,8 @@ use super::Edge;
 
 /// `GET /health/websocket`: always 200 while it can answer.
 pub(super) async fn websocket(State(edge): State<Arc<Edge>>) -> Json<Value> {
-    let heard = edge.channel.as_ref().is_some_and(|channel| channel.is_up());
-    let degraded = (edge.channel.is_some() && !heard) || edge.node.engine().failing().is_some();
+    let silent = edge.node.vigil().silent();
+    let degraded = !silent.is_empty() || edge.node.engine().failing().is_some();
     let status = match (edge.is_draining(), degraded) {
         (true, _) => "draining",
         (false, true) => "degraded",
@@ -24,7 +24,7 @@ pub(super) async fn websocket(State(edge): State<Arc<Edge>>) -> Json<Value> {
     Json(json!({
         "status": status,
         "active_connections": edge.node.counts().connections,
-        "redis_connected": heard,
+        "redis_connected": edge.settings.redis.is_some() && silent.is_empty(),
         "timestamp": Timestamp::from(jiff::Timestamp::now()),
         "node": edge.node.name(),
         "restarted": edge.settings.restarted,
@@ -33,21 +33,23 @@ pub(super) async fn websocket(State(edge): State<Arc<Edge>>) -> Json<Value> {
 
 /// `GET /livez`: fails only when the process is stuck, and then by not answering.
 pub(super) async fn live(RawQuery(query): RawQuery) -> (StatusCode, String) {
-    report(query.as_deref(), &[("answers", true)])
+    report(query.as_deref(), &[("answers".to_owned(), true)])
 }
 
 /// `GET /readyz`: fails at once when the node drains or events cannot flow.
 pub(super) async fn ready(State(edge): State<Arc<Edge>>, RawQuery(query): RawQuery) -> (StatusCode, String) {
     let appends = edge.node.engine().failing().is_none();
-    let mut checks = vec![("not draining", !edge.is_draining()), ("events can be appended", appends)];
-    if let Some(channel) = &edge.channel {
-        checks.push(("redis channel subscribed", channel.is_up()));
-    }
+    let mut checks = vec![
+        ("not draining".to_owned(), !edge.is_draining()),
+        ("events can be appended".to_owned(), appends),
+    ];
+    let parts = edge.node.vigil().parts();
+    checks.extend(parts.into_iter().map(|(part, is_heard)| (format!("{part} is heard"), is_heard)));
     report(query.as_deref(), &checks)
 }
 
-fn report(query: Option<&str>, checks: &[(&str, bool)]) -> (StatusCode, String) {
-    let passed = checks.iter().all(|&(_, passed)| passed);
+fn report(query: Option<&str>, checks: &[(String, bool)]) -> (StatusCode, String) {
+    let passed = checks.iter().all(|(_, passed)| *passed);
     let verbose =
         query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
     let mut text = String::new();

@@ -1,18 +1,19 @@
 //! The plain Redis channel: JSON events as any code `PUBLISH`es them, that knows nothing of us.
 //!
-//! Pub/sub keeps nothing: what is published while we are away is lost, and the log says from when to when. Redis away
+//! Pub/sub keeps nothing: what is published while nobody listens is lost, and the log says from when to when. Redis away
 //! is no reason to stop: the service runs, says so in health, and listens again as soon as Redis is back.
+//!
+//! Where several nodes share their streams, all listen, and the holder of a lease appends; see [`numbering`].
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+mod numbering;
+mod shared;
+
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, stream::ReadyChunks};
 use redis::aio::{PubSub, PubSubSink, PubSubStream};
+use tidings_engine::{RedisMember, engine::redis::RedisAddress, vigil::Vigil};
+use tidings_protocol::{Gap, Source};
 use tokio::time::{Instant, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,8 @@ use crate::{
     ingest::Ingest,
     metrics::{EventSource, Metrics},
 };
+
+use shared::{MARKS, Shared};
 
 /// A connection or an answer that takes longer than this is a failure. Together with [`RETRY_MAX`] it keeps the promise
 /// to be subscribed again within 2 seconds.
@@ -31,28 +34,22 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// Messages taken from the library's queue at once.
 const BATCH_MAX: usize = 256;
+/// What this is to health and to clients.
+pub(crate) const PART: &str = "plain channel";
 
 /// What has arrived, as much at once as is there.
 type Batches = ReadyChunks<PubSubStream>;
 
-/// Whether the channel is heard.
-#[derive(Debug, Default)]
-pub(crate) struct ChannelStatus(AtomicBool);
-
-impl ChannelStatus {
-    pub(crate) fn is_up(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// Listens to the channel.
 #[derive(Debug)]
 pub(crate) struct RedisChannel {
-    pub(crate) url: String,
+    pub(crate) address: RedisAddress,
     pub(crate) channel: String,
     pub(crate) ingest: Arc<Ingest>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) status: Arc<ChannelStatus>,
+    pub(crate) vigil: Arc<Vigil>,
+    /// The nodes that it shares its streams with; `None`: it keeps its own.
+    pub(crate) member: Option<RedisMember>,
 }
 
 /// Why listening ended.
@@ -72,12 +69,20 @@ impl RedisChannel {
     /// Listens until `stop`, whatever becomes of Redis meanwhile.
     pub(crate) async fn run(self, stop: CancellationToken) {
         self.metrics.source_up(EventSource::RedisChannel, false);
-        // However this ends, a source that nobody listens to must not look well.
-        let _down = DownAtEnd(&self);
-        stop.run_until_cancelled(self.listen_for_ever()).await;
+        self.vigil.down(Source::Redis, PART);
+        let mut taking = match &self.member {
+            Some(member) => Taking::Shared(Box::new(Shared::new(member.clone()))),
+            None => Taking::Alone,
+        };
+        stop.run_until_cancelled(self.listen_for_ever(&mut taking)).await;
+        if let Taking::Shared(shared) = &mut taking {
+            // Another node goes on at once.
+            shared.give_back().await;
+        }
+        self.metrics.source_up(EventSource::RedisChannel, false);
     }
 
-    async fn listen_for_ever(&self) {
+    async fn listen_for_ever(&self, taking: &mut Taking) {
         let mut retry = RETRY_MIN;
         let mut down_since: Option<Instant> = None;
         loop {
@@ -89,13 +94,12 @@ impl RedisChannel {
                         Some(since) => tracing::warn!(
                             channel,
                             away_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
-                            "listening to Redis again; what was published on the channel meanwhile is lost"
+                            "listening to Redis again; what was published on the channel meanwhile is lost, unless another node heard it"
                         ),
                     }
-                    self.set_up(true);
                     retry = RETRY_MIN;
-                    let lost = self.listen(pubsub).await;
-                    self.set_up(false);
+                    let lost = self.listen(pubsub, taking).await;
+                    self.set_down();
                     lost
                 }
                 Err(lost) => lost,
@@ -110,26 +114,39 @@ impl RedisChannel {
     }
 
     async fn subscribe(&self) -> Result<PubSub, Lost> {
-        let client = redis::Client::open(self.url.as_str())?;
-        let mut pubsub = timeout(ANSWER_TIMEOUT, client.get_async_pubsub()).await??;
+        let connecting = async {
+            let client = self.address.client().await?;
+            client.get_async_pubsub().await
+        };
+        let mut pubsub = timeout(ANSWER_TIMEOUT, connecting).await??;
         timeout(ANSWER_TIMEOUT, pubsub.subscribe(&self.channel)).await??;
+        if self.member.is_some() {
+            timeout(ANSWER_TIMEOUT, pubsub.subscribe(MARKS)).await??;
+        }
         Ok(pubsub)
     }
 
-    async fn listen(&self, pubsub: PubSub) -> Lost {
+    async fn listen(&self, pubsub: PubSub, taking: &mut Taking) -> Lost {
         let (mut commands, messages) = pubsub.split();
         let mut batches = messages.ready_chunks(BATCH_MAX);
         let mut pings = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
+        match taking {
+            Taking::Alone => self.set_up(Gap::Lost),
+            Taking::Shared(shared) => shared.connected().await,
+        }
         let lost = loop {
             tokio::select! {
                 batch = batches.next() => match batch {
-                    Some(batch) => self.take(&batch).await,
-                    None => return Lost::Closed,
+                    Some(batch) => self.take(&batch, taking).await,
+                    None => break Lost::Closed,
+                },
+                () = taking.turn() => if let Taking::Shared(shared) = taking {
+                    self.work(shared).await;
                 },
                 _ = pings.tick() => match timeout(ANSWER_TIMEOUT, commands.ping::<redis::Value>()).await {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => break error.into(),
-                    Err(_) => if let Some(lost) = self.outwait(&mut commands, &mut batches).await {
+                    Err(_) => if let Some(lost) = self.outwait(&mut commands, &mut batches, taking).await {
                         break lost;
                     },
                 },
@@ -137,16 +154,24 @@ impl RedisChannel {
         };
         // What had arrived before the loss is not part of it.
         while let Some(Some(batch)) = batches.next().now_or_never() {
-            self.take(&batch).await;
+            self.take(&batch, taking).await;
+        }
+        if let Taking::Shared(shared) = taking {
+            shared.disconnected().await;
         }
         lost
     }
 
     /// Redis does not answer. It may be busy, and then all that it was told meanwhile still comes on this connection; or
     /// the connection is dead, and then only another one gets an answer. `None`: it is this one that lives.
-    async fn outwait(&self, commands: &mut PubSubSink, batches: &mut Batches) -> Option<Lost> {
+    async fn outwait(
+        &self,
+        commands: &mut PubSubSink,
+        batches: &mut Batches,
+        taking: &mut Taking,
+    ) -> Option<Lost> {
         let silent_since = Instant::now();
-        self.set_up(false);
+        self.set_down();
         tracing::warn!(
             "Redis does not answer; keeping the subscription while asking whether it is there at all"
         );
@@ -158,7 +183,7 @@ impl RedisChannel {
             };
             tokio::select! {
                 batch = batches.next() => match batch {
-                    Some(batch) => self.take(&batch).await,
+                    Some(batch) => self.take(&batch, taking).await,
                     None => return Some(Lost::Closed),
                 },
                 () = answered_elsewhere => {}
@@ -169,7 +194,7 @@ impl RedisChannel {
                 }
                 let silent_ms = u64::try_from(silent_since.elapsed().as_millis()).unwrap_or(u64::MAX);
                 tracing::warn!(silent_ms, "Redis answers again on the same connection; nothing was lost");
-                self.set_up(true);
+                self.set_up(Gap::None);
                 return None;
             }
             if timeout(ANSWER_TIMEOUT, self.subscribe()).await.is_ok_and(|subscribed| subscribed.is_ok()) {
@@ -178,7 +203,19 @@ impl RedisChannel {
         }
     }
 
-    async fn take(&self, batch: &[redis::Msg]) {
+    async fn take(&self, batch: &[redis::Msg], taking: &mut Taking) {
+        match taking {
+            Taking::Alone => self.append(batch).await,
+            Taking::Shared(shared) => {
+                for message in batch {
+                    shared.hear(message.get_channel_name(), message.get_payload_bytes());
+                }
+                self.work(shared).await;
+            }
+        }
+    }
+
+    async fn append(&self, batch: &[redis::Msg]) {
         let read = |message: &redis::Msg| {
             self.ingest.read(EventSource::RedisChannel, message.get_payload_bytes()).ok()
         };
@@ -192,16 +229,39 @@ impl RedisChannel {
         }
     }
 
-    fn set_up(&self, up: bool) {
-        self.status.0.store(up, Ordering::Relaxed);
-        self.metrics.source_up(EventSource::RedisChannel, up);
+    /// Does what is due for a node that shares its streams.
+    async fn work(&self, shared: &mut Shared) {
+        shared.work(&self.ingest).await;
+        if let Some(gap) = shared.takes_part() {
+            self.set_up(gap);
+        }
+    }
+
+    fn set_up(&self, gap: Gap) {
+        self.metrics.source_up(EventSource::RedisChannel, true);
+        self.vigil.up(Source::Redis, PART, gap);
+    }
+
+    fn set_down(&self) {
+        self.metrics.source_up(EventSource::RedisChannel, false);
+        self.vigil.down(Source::Redis, PART);
     }
 }
 
-struct DownAtEnd<'a>(&'a RedisChannel);
+/// What becomes of messages.
+enum Taking {
+    /// They are appended.
+    Alone,
+    /// They are counted, and appended by whoever holds the lease.
+    Shared(Box<Shared>),
+}
 
-impl Drop for DownAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.set_up(false);
+impl Taking {
+    /// Ends when there is something to do beside what comes.
+    async fn turn(&self) {
+        match self {
+            Self::Alone => std::future::pending().await,
+            Self::Shared(shared) => shared.turn().await,
+        }
     }
 }

@@ -137,7 +137,9 @@ fn sentinel_client(
 }
 
 fn sentinel(rest: &str, tls: bool) -> Result<Kind, InvalidAddress> {
-    let missing = InvalidAddress("expected the primary's name behind the hosts: `redis+sentinel://host:port/master-name`");
+    let missing = InvalidAddress(
+        "expected the primary's name behind the hosts: `redis+sentinel://host:port/master-name`",
+    );
     let (hosts, path) = rest.split_once('/').ok_or(missing.clone())?;
     let (master, database) = path.split_once('/').unwrap_or((path, ""));
     if master.is_empty() {
@@ -176,7 +178,10 @@ fn user_and_hosts(text: &str) -> Result<(RedisConnectionInfo, &str), InvalidAddr
     let settings = RedisConnectionInfo::default();
     let Some((user, hosts)) = text.rsplit_once('@') else { return Ok((settings, text)) };
     let decode = |part: &str| {
-        percent_encoding::percent_decode_str(part).decode_utf8().map(std::borrow::Cow::into_owned).map_err(|_| EXPECTED)
+        percent_encoding::percent_decode_str(part)
+            .decode_utf8()
+            .map(std::borrow::Cow::into_owned)
+            .map_err(|_| EXPECTED)
     };
     let (username, password) = user.split_once(':').ok_or(EXPECTED)?;
     let settings = if username.is_empty() { settings } else { settings.set_username(decode(username)?) };
@@ -217,7 +222,15 @@ mod tests {
         ] {
             assert_eq!(format!("{:?}", RedisAddress::parse(url).unwrap()), shown, "{url}");
         }
-        for url in ["", "h:1", "http://h", "redis+sentinel://a:1", "redis+sentinel://a:1/", "redis+cluster://", "redis+cluster://a:x"] {
+        for url in [
+            "",
+            "h:1",
+            "http://h",
+            "redis+sentinel://a:1",
+            "redis+sentinel://a:1/",
+            "redis+cluster://",
+            "redis+cluster://a:x",
+        ] {
             assert!(RedisAddress::parse(url).is_err(), "{url}");
         }
     }

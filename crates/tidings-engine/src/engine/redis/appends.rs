@@ -75,7 +75,8 @@ impl Shared {
             places.push((place, requests[place].1.len()));
             requests[place].1.push(encoded);
         }
-        let asked: Vec<_> = requests.into_iter().map(|(stream, events)| self.ask(source, stream, events)).collect();
+        let asked: Vec<_> =
+            requests.into_iter().map(|(stream, events)| self.ask(source, stream, events)).collect();
         let mut answers = Vec::with_capacity(asked.len());
         for (stream, answer) in asked {
             let gone = || Fault::Unknown("the service stops".to_owned());

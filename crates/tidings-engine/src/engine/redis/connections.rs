@@ -170,7 +170,8 @@ impl Connections {
 
 /// Writes what changes for as long as the node lives.
 pub(super) async fn keep(shared: Arc<Shared>) {
-    let renew_interval = (shared.connections.timeout / 10).clamp(Duration::from_secs(1), Duration::from_mins(1));
+    let renew_interval =
+        (shared.connections.timeout / 10).clamp(Duration::from_secs(1), Duration::from_mins(1));
     let mut renew = interval(renew_interval);
     let mut name = interval(RENEW_INTERVAL);
     renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -275,12 +276,14 @@ impl Shared {
 
     /// Writes a connection as `owner`'s, if it is this node's to write; whether it was.
     async fn write(&self, connection: &SavedConnection, owner: &str, what: &str) -> Result<bool, Fault> {
-        let asker = connection.owner.map(|key| owner_text(&self.options.incarnation, key)).unwrap_or_default();
+        let asker =
+            connection.owner.map(|key| owner_text(&self.options.incarnation, key)).unwrap_or_default();
         let stored = stored(connection, owner, self.options.name.name());
         let time = millis(self.connections.timeout).to_string();
         let key = key_of(connection.client);
         let arguments = [what, &asker, &stored, &time];
-        let answer = self.servers.call(&Call::script(&key, &self.scripts.connection, &arguments, true)).await?;
+        let answer =
+            self.servers.call(&Call::script(&key, &self.scripts.connection, &arguments, true)).await?;
         if matches!(answer, redis::Value::Nil) {
             return Ok(false);
         }
@@ -289,10 +292,12 @@ impl Shared {
     }
 
     async fn remove(&self, connection: &SavedConnection) -> Result<(), Fault> {
-        let asker = connection.owner.map(|key| owner_text(&self.options.incarnation, key)).unwrap_or_default();
+        let asker =
+            connection.owner.map(|key| owner_text(&self.options.incarnation, key)).unwrap_or_default();
         let key = key_of(connection.client);
         let arguments = ["forget", &asker];
-        let answer = self.servers.call(&Call::script(&key, &self.scripts.connection, &arguments, true)).await?;
+        let answer =
+            self.servers.call(&Call::script(&key, &self.scripts.connection, &arguments, true)).await?;
         if matches!(answer, redis::Value::Nil) {
             return Ok(());
         }
@@ -335,7 +340,8 @@ impl Shared {
         let head = head(&owner, self.options.name.name());
         let (key, time) = (key_of(client), millis(self.connections.timeout).to_string());
         let arguments = ["take", &owner, &head, &time];
-        let known = self.servers.call(&Call::script(&key, &self.scripts.connection, &arguments, true)).await?;
+        let known =
+            self.servers.call(&Call::script(&key, &self.scripts.connection, &arguments, true)).await?;
         let known = redis::from_redis_value::<Option<String>>(known).ok().flatten();
         let Some(known) = known.and_then(|known| serde_json::from_str::<Stored>(&known).ok()) else {
             return Ok(None);
@@ -347,7 +353,8 @@ impl Shared {
         let former_owner = parse_owner(&known.owner);
         let subscriptions = subscriptions(&known);
         let SavedConnection { token: new_token, owner, .. } = *successor;
-        let goes_on = SavedConnection { client, token: new_token, owner, subscriptions: subscriptions.clone() };
+        let goes_on =
+            SavedConnection { client, token: new_token, owner, subscriptions: subscriptions.clone() };
         self.connections.succeed(successor.client, goes_on);
         let owner = match former_owner {
             Some((incarnation, key)) if incarnation == self.options.incarnation => Some(key),
@@ -393,8 +400,12 @@ pub(super) fn hear(shared: &Shared, message: &[u8]) {
 pub(super) async fn adopt_orphans(shared: Arc<Shared>) {
     match shared.count_orphans().await {
         Ok(0) => tracing::info!("the former run of this node left no connection behind"),
-        Ok(orphans) => tracing::info!(orphans, "connections that the former run of this node left can be resumed"),
-        Err(fault) => tracing::warn!(%fault, "connections that the former run of this node left cannot be looked for"),
+        Ok(orphans) => {
+            tracing::info!(orphans, "connections that the former run of this node left can be resumed")
+        }
+        Err(fault) => {
+            tracing::warn!(%fault, "connections that the former run of this node left cannot be looked for")
+        }
     }
 }
 
@@ -438,7 +449,8 @@ impl Shared {
         let lost = Stored { owner: String::new(), ..known };
         let lost = serde_json::to_string(&lost).expect("strings and lists can be written");
         let arguments = ["save", &owner, &lost, &millis(self.connections.timeout).to_string()];
-        let answer = self.servers.call(&Call::script(key, &self.scripts.connection, &arguments, true)).await?;
+        let answer =
+            self.servers.call(&Call::script(key, &self.scripts.connection, &arguments, true)).await?;
         Ok(!matches!(answer, redis::Value::Nil))
     }
 }
@@ -455,14 +467,17 @@ fn token_key(token: ResumeToken) -> String {
 }
 
 fn stored(connection: &SavedConnection, owner: &str, node: &str) -> String {
-    let with_filter = connection.subscriptions.iter().filter(|(_, types)| **types != TypeFilter::everything());
+    let with_filter =
+        connection.subscriptions.iter().filter(|(_, types)| **types != TypeFilter::everything());
     let stored = Stored {
         owner: owner.to_owned(),
         node: node.to_owned(),
         client_id: connection.client.to_string(),
         connected_at: connection.client.named_at().to_string(),
         subscriptions: connection.subscriptions.iter().map(|(stream, _)| stream.to_string()).collect(),
-        filters: with_filter.map(|(stream, types)| (stream.to_string(), types.patterns().collect())).collect(),
+        filters: with_filter
+            .map(|(stream, types)| (stream.to_string(), types.patterns().collect()))
+            .collect(),
     };
     serde_json::to_string(&stored).expect("strings and lists can be written")
 }
@@ -477,6 +492,7 @@ fn subscriptions(stored: &Stored) -> Vec<(StreamId, Arc<TypeFilter>)> {
         Some(patterns) => TypeFilter::parse(patterns).ok(),
         None => Some(TypeFilter::everything()),
     };
-    let read = |project: &String| Some((StreamId::try_from(project.as_str()).ok()?, Arc::new(types(project)?)));
+    let read =
+        |project: &String| Some((StreamId::try_from(project.as_str()).ok()?, Arc::new(types(project)?)));
     stored.subscriptions.iter().filter_map(read).collect()
 }

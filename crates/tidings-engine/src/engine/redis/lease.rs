@@ -10,10 +10,8 @@ use super::{
     servers::{Call, Fault, Script, Servers},
 };
 
-/// A lease that is not renewed ends after this.
-pub const LEASE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often it is renewed, and how often others ask for it.
-pub const LEASE_INTERVAL: Duration = Duration::from_millis(700);
+/// A lease that is not renewed ends after this. Renew it several times within it.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Its holder stops this much before others may begin.
 const MARGIN: Duration = Duration::from_millis(500);
 
@@ -42,7 +40,8 @@ impl Lease {
         let asked_at = Instant::now();
         let arguments = [self.holder.as_str().to_owned(), millis(LEASE_TIMEOUT).to_string()];
         let answer = servers.call(&Call::script(&self.key, &self.script, &arguments, true)).await?;
-        let term = redis::from_redis_value::<u64>(answer).map_err(|error| Fault::NoEffect(error.to_string()))?;
+        let term =
+            redis::from_redis_value::<u64>(answer).map_err(|error| Fault::NoEffect(error.to_string()))?;
         self.held_until = (term > 0).then_some(asked_at + LEASE_TIMEOUT - MARGIN);
         if term > 0 {
             self.term = term;
@@ -55,9 +54,12 @@ impl Lease {
         self.held_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// How long it is ours for certain.
-    pub fn held_until(&self) -> Option<Instant> {
-        self.held_until
+    /// Whether nobody has it.
+    pub async fn is_free(&self, servers: &Servers) -> Result<bool, Fault> {
+        let mut ask = cmd("EXISTS");
+        ask.arg(&self.key);
+        let answer = servers.call(&Call::repeatable(&self.key, ask)).await?;
+        Ok(matches!(answer, redis::Value::Int(0)))
     }
 
     /// The number of our turn: higher than that of everybody who had it before.

@@ -14,11 +14,7 @@ use std::{
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use redis::{
-    Pipeline, PushInfo, PushKind, RedisError, Value,
-    aio::MultiplexedConnection,
-    cmd,
-};
+use redis::{Pipeline, PushInfo, PushKind, RedisError, Value, aio::MultiplexedConnection, cmd};
 use tidings_protocol::{Gap, Source, StreamId};
 use tokio::{
     sync::{Notify, mpsc},
@@ -200,9 +196,7 @@ impl Session<'_> {
         let tell = Arc::clone(&overrun);
         let mut connection = self
             .primary
-            .connect(move |info: PushInfo| {
-                push.try_send(info).inspect_err(|_| tell.notify_one())
-            })
+            .connect(move |info: PushInfo| push.try_send(info).inspect_err(|_| tell.notify_one()))
             .await?;
         let counted = (self.shared.repaired.load(Relaxed), self.shared.lost.load(Relaxed));
         let mut topology = self.shared.servers.watch();
@@ -231,7 +225,11 @@ impl Session<'_> {
             }
             if is_caught_up && self.has_probe && !self.healthy.swap(true, Relaxed) {
                 self.shared.vigil.up(Source::Redis, self.part, self.gap_since(counted));
-                tracing::info!(primary = self.primary.name(), streams = self.channels.len(), "Redis is heard");
+                tracing::info!(
+                    primary = self.primary.name(),
+                    streams = self.channels.len(),
+                    "Redis is heard"
+                );
             }
         }
     }
@@ -374,7 +372,8 @@ impl Session<'_> {
             // this connection can be trusted any more.
             PushKind::SUnsubscribe => {
                 let channel = push.data.first().and_then(bytes_of).unwrap_or_default();
-                let ours = std::str::from_utf8(channel).is_ok_and(|channel| self.channels.contains_key(channel));
+                let ours =
+                    std::str::from_utf8(channel).is_ok_and(|channel| self.channels.contains_key(channel));
                 return if ours { Err(Lost::Moved) } else { Ok(()) };
             }
             _ => return Ok(()),

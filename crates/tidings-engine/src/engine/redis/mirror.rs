@@ -58,7 +58,10 @@ pub(super) enum Learnt {
     /// These come next.
     Next(Position, Vec<Arc<Record>>),
     /// The stream goes on elsewhere than behind what was known; `lost`: something that was known is not in it any more.
-    Elsewhere { position: Position, lost: bool },
+    Elsewhere {
+        position: Position,
+        lost: bool,
+    },
     /// It has to be read.
     Missing,
 }
@@ -138,7 +141,13 @@ impl Mirror {
     }
 
     /// Takes what was read.
-    pub(super) fn take(&mut self, id: &StreamId, reading: Reading, limits: &HistoryLimits, now: Timestamp) -> Learnt {
+    pub(super) fn take(
+        &mut self,
+        id: &StreamId,
+        reading: Reading,
+        limits: &HistoryLimits,
+        now: Timestamp,
+    ) -> Learnt {
         // What was heard of and acknowledged before is in it, or was lost.
         (self.heard, self.acknowledged) = (None, None);
         if reading.snapshot.is_none() {
@@ -171,7 +180,12 @@ fn take_records(stream: &mut Stream, mut records: Vec<Arc<Record>>) -> Learnt {
 }
 
 /// Puts a stream together from what was read of it; `None`: it is not of our making.
-pub(super) fn assemble(id: &StreamId, reading: Reading, limits: &HistoryLimits, now: Timestamp) -> Option<Stream> {
+pub(super) fn assemble(
+    id: &StreamId,
+    reading: Reading,
+    limits: &HistoryLimits,
+    now: Timestamp,
+) -> Option<Stream> {
     let mut stream = Stream::new(0, reading.position.epoch.clone(), limits.clone(), now);
     let snapshot = reading.snapshot.filter(|snapshot| !snapshot.is_empty());
     if let Some(snapshot) = snapshot {

@@ -37,6 +37,12 @@ impl Incarnation {
     }
 }
 
+impl Default for Incarnation {
+    fn default() -> Self {
+        Self::random()
+    }
+}
+
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -53,14 +59,18 @@ pub struct NodeName {
 
 impl fmt::Debug for NodeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodeName").field("name", &self.name).field("former", &self.former).finish_non_exhaustive()
+        f.debug_struct("NodeName")
+            .field("name", &self.name)
+            .field("former", &self.former)
+            .finish_non_exhaustive()
     }
 }
 
 impl NodeName {
     /// Takes `wanted`, or, if a node that lives has it, the first free one of `wanted-2`, `wanted-3` …
     pub async fn take(servers: &Servers, wanted: &str, incarnation: &Incarnation) -> Result<Self, Fault> {
-        let sign_of_life = show_life(servers, incarnation).await.map_err(|error| Fault::NoEffect(error.to_string()))?;
+        let sign_of_life =
+            show_life(servers, incarnation).await.map_err(|error| Fault::NoEffect(error.to_string()))?;
         for number in 1..=RENAMES_MAX {
             let name = if number == 1 { wanted.to_owned() } else { format!("{wanted}-{number}") };
             match try_take(servers, &name, incarnation).await? {
@@ -110,7 +120,10 @@ enum Taking {
     Taken,
 }
 
-async fn show_life(servers: &Servers, incarnation: &Incarnation) -> redis::RedisResult<MultiplexedConnection> {
+async fn show_life(
+    servers: &Servers,
+    incarnation: &Incarnation,
+) -> redis::RedisResult<MultiplexedConnection> {
     let mut connection = servers.anchor().connect(|_| Ok::<_, ()>(())).await?;
     let mut subscribe = cmd("SUBSCRIBE");
     subscribe.arg(incarnation.channel());

@@ -47,8 +47,14 @@ impl Shared {
             return Ok(None);
         }
         let malformed = |error: redis::ParsingError| Fault::NoEffect(error.to_string());
-        let (epoch, offset, former, from, events, snapshot): (String, u64, String, u64, Vec<u8>, Option<Vec<u8>>) =
-            redis::from_redis_value(answer).map_err(malformed)?;
+        let (epoch, offset, former, from, events, snapshot): (
+            String,
+            u64,
+            String,
+            u64,
+            Vec<u8>,
+            Option<Vec<u8>>,
+        ) = redis::from_redis_value(answer).map_err(malformed)?;
         let former = former.lines().filter_map(|line| {
             let (epoch, offset) = line.rsplit_once(' ')?;
             Some(Position { epoch: Epoch::new(epoch), offset: offset.parse().ok()? })

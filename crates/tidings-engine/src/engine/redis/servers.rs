@@ -2,11 +2,7 @@
 //!
 //! Knows no stream. What a call says about keys is enough to find its primary, also while a Cluster moves slots.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use redis::{
@@ -177,7 +173,8 @@ impl Servers {
         let mut addresses: Vec<(u16, u16, String, u16)> = Vec::new();
         for (start, end, primary) in ranges {
             let Value::Array(parts) = primary else { return None };
-            let host = redis::from_redis_value_ref::<Option<String>>(parts.first()?).ok()?.unwrap_or_default();
+            let host =
+                redis::from_redis_value_ref::<Option<String>>(parts.first()?).ok()?.unwrap_or_default();
             addresses.push((start, end, host, redis::from_redis_value_ref(parts.get(1)?).ok()?));
         }
         // In one order everywhere, so that all nodes take the same one as their anchor.
@@ -189,9 +186,9 @@ impl Servers {
                 Some(place) => place,
                 None => {
                     let former = known.iter().find(|primary| primary.name == name);
-                    topology.primaries.push(
-                        former.map_or_else(|| Primary::of_node(info, &self.address), Arc::clone),
-                    );
+                    topology
+                        .primaries
+                        .push(former.map_or_else(|| Primary::of_node(info, &self.address), Arc::clone));
                     topology.primaries.len() - 1
                 }
             };
@@ -211,7 +208,9 @@ impl Servers {
                 Some(primary) => (primary, true),
                 None => (self.primary_of(call.key), false),
             };
-            let late = || Err(Attempt::Failed { fault: Fault::Unknown("no answer in time".into()), for_good: false });
+            let late = || {
+                Err(Attempt::Failed { fault: Fault::Unknown("no answer in time".into()), for_good: false })
+            };
             let attempt = timeout_at(deadline, self.attempt(&primary, command, asking)).await;
             let failed = match attempt.unwrap_or_else(|_| late()) {
                 Ok(value) => return Ok(value),
@@ -219,13 +218,16 @@ impl Servers {
                     asked = Some(primary);
                     continue;
                 }
-                Err(Attempt::NoScript(_)) if let Some(whole) = &call.whole_script
-                    && !std::ptr::eq(whole, command) =>
+                Err(Attempt::NoScript(_))
+                    if let Some(whole) = &call.whole_script
+                        && !std::ptr::eq(whole, command) =>
                 {
                     command = whole;
                     continue;
                 }
-                Err(Attempt::NoScript(fault) | Attempt::Failed { fault, for_good: true }) => return Err(fault),
+                Err(Attempt::NoScript(fault) | Attempt::Failed { fault, for_good: true }) => {
+                    return Err(fault);
+                }
                 Err(Attempt::Failed { fault: Fault::Unknown(reason), .. }) if !call.may_repeat => {
                     return Err(Fault::Unknown(reason));
                 }
@@ -339,7 +341,10 @@ enum Attempt {
     /// The key is on its way to this node.
     Ask(Arc<Primary>),
     NoScript(Fault),
-    Failed { fault: Fault, for_good: bool },
+    Failed {
+        fault: Fault,
+        for_good: bool,
+    },
 }
 
 impl Primary {
@@ -367,10 +372,8 @@ impl Primary {
     /// A connection of its own, on which what is subscribed to arrives at `pushes`.
     pub async fn connect(&self, pushes: impl AsyncPushSender) -> RedisResult<MultiplexedConnection> {
         let config = connection_config(ANSWER_TIMEOUT).set_push_sender(pushes);
-        bounded(async {
-            self.client().await?.get_multiplexed_async_connection_with_config(&config).await
-        })
-        .await
+        bounded(async { self.client().await?.get_multiplexed_async_connection_with_config(&config).await })
+            .await
     }
 
     /// Sends a command on the connection that all commands share.
@@ -438,7 +441,9 @@ mod tests {
     #[test]
     fn slots_are_those_of_the_specification() {
         // `CLUSTER KEYSLOT` says so.
-        for (key, slot) in [("somekey", 11058), ("foo{hash_tag}", 2515), ("{hash_tag}.bar", 2515), ("foo{}{bar}", 8363)] {
+        for (key, slot) in
+            [("somekey", 11058), ("foo{hash_tag}", 2515), ("{hash_tag}.bar", 2515), ("foo{}{bar}", 8363)]
+        {
             assert_eq!(slot_of(key), slot, "{key}");
         }
     }
