@@ -20,6 +20,7 @@ use tokio::{
     io::unix::AsyncFd,
     time::{Instant, sleep_until},
 };
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
     engine::Engine,
@@ -143,6 +144,8 @@ impl Driver {
             poll: watched(Poll::new()?)?,
             events: Events::with_capacity(EVENTS_MAX),
             answers: FuturesUnordered::new(),
+            draining: false,
+            leaving: None,
             ending: None,
         };
         running.run().await
@@ -183,6 +186,10 @@ struct Running {
     events: Events,
     /// Answers that did not come at once.
     answers: FuturesUnordered<BoxFuture<'static, Option<Answer>>>,
+    /// Nobody is taken in any more.
+    draining: bool,
+    /// Kept until the last of those who are sent away has left.
+    leaving: Option<TaskTrackerToken>,
     /// Connections that come in are closed with this, and when there is none left, the shard ends.
     ending: Option<CloseCode>,
 }
@@ -224,6 +231,9 @@ impl Running {
             more = self.do_effects();
             more |= self.shard.run();
             more |= self.do_effects();
+            if self.shard.connections() == 0 {
+                self.leaving = None;
+            }
             if self.ending.is_some() && self.shard.connections() == 0 && !more {
                 return Ok(());
             }
@@ -241,6 +251,10 @@ impl Running {
                 self.shard.readable(key.index());
             }
             Letter::Close(key, code) => self.shard.close(key, code),
+            Letter::Drain { over_ms, leaving } => {
+                (self.draining, self.leaving) = (true, Some(leaving));
+                self.shard.drain(over_ms, self.hub.shards());
+            }
             Letter::CloseAll(code) => {
                 self.ending = Some(code);
                 self.shard.close_all(code);
@@ -265,9 +279,11 @@ impl Running {
         }
         self.shard.open(Opening { socket, encoding, subscription });
         self.shard.received(key, &leftover);
+        // It came in beside the stop, which did not see it.
         if let Some(code) = self.ending {
-            // It came in beside the stop, which did not see it.
             self.shard.close_all(code);
+        } else if self.draining {
+            self.shard.close(key, CloseCode::ServiceRestart);
         }
         Ok(())
     }

@@ -6,11 +6,13 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use tidings_protocol::{CloseCode, Position, StreamId};
 use tokio::sync::Notify;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
     driver::Arrival,
@@ -57,6 +59,11 @@ pub(crate) enum Letter {
     /// A socket that is no file of the system's can be written or read again.
     Stirred(ConnectionKey),
     Close(ConnectionKey, CloseCode),
+    /// Give everybody an appointment within the time; the token is kept until the last has left.
+    Drain {
+        over_ms: u64,
+        leaving: TaskTrackerToken,
+    },
     /// Close everybody, each after what waits for it, and whoever comes later as well; then end.
     CloseAll(CloseCode),
     /// Drop everybody and end.
@@ -138,6 +145,17 @@ impl Hub {
         if let Some(mailbox) = self.mailboxes.get(usize::from(key.shard)) {
             mailbox.put(Letter::Close(key, code));
         }
+    }
+
+    /// Gives every connection an appointment within `over`, and waits until all have left.
+    pub async fn drain(&self, over: Duration) {
+        let over_ms = u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
+        let leaving = TaskTracker::new();
+        for mailbox in &self.mailboxes {
+            mailbox.put(Letter::Drain { over_ms, leaving: leaving.token() });
+        }
+        leaving.close();
+        leaving.wait().await;
     }
 
     /// Closes every connection with `code`, each after what waits for it, and ends the shards when all have left.

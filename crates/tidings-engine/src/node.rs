@@ -175,6 +175,12 @@ impl Node {
         self.hub.counts()
     }
 
+    /// Gives every connection an appointment within `over`, at which it is closed with 1012; waits until all have left. Who
+    /// does not take what waits for it does not leave.
+    pub async fn drain(&self, over: Duration) {
+        self.hub.drain(over).await;
+    }
+
     /// Closes every connection with `code`, each after what waits for it; the shards end when the last has left.
     pub fn close_all(&self, code: CloseCode) {
         self.hub.close_all(code);

@@ -4,6 +4,7 @@
 //! thread. [`driver`](crate::driver) runs it on real sockets, a simulation in `tests/` on virtual ones.
 
 mod client;
+mod drain;
 mod encoding;
 mod followed;
 mod inbound;
@@ -38,6 +39,7 @@ use crate::{
 };
 
 use client::{Client, Closing, Flags, Subscribing};
+use drain::Drain;
 use followed::{Followed, Member};
 use pass::Pass;
 use wheel::Wheel;
@@ -229,6 +231,7 @@ pub struct Shard<S> {
     /// Clients whose subscriptions have changed.
     unsaved: Vec<usize>,
     wheel: Wheel<ConnectionKey>,
+    drain: Option<Drain>,
     effects: Vec<Effect>,
     deflater: Deflater,
     inflater: Inflater,
@@ -271,6 +274,7 @@ impl<S: Socket> Shard<S> {
             unread: Vec::new(),
             unsaved: Vec::new(),
             wheel: Wheel::new(now.ms),
+            drain: None,
             effects: Vec::new(),
             deflater: Deflater::default(),
             inflater: Inflater::default(),
@@ -492,6 +496,8 @@ impl<S: Socket> Shard<S> {
     }
 
     fn close_when_written(&mut self, index: usize, code: CloseCode) {
+        // A connection on its way out is not saved any more, and what it was told in the same breath counts.
+        self.save(index);
         self.clients[index].closing = Some(Closing::WhenWritten(code));
         self.ready.push(index);
     }

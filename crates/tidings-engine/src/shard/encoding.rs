@@ -76,6 +76,15 @@ impl Encoding {
             Self::EventStream => server_sent(json.as_bytes(), position),
         }
     }
+
+    /// A message that says when to come back, which `EventSource` does by itself.
+    pub(super) fn appointment(self, json: &str, retry_after_ms: u64, deflater: &mut Deflater) -> Bytes {
+        let message = self.message(json, None, deflater);
+        match self {
+            Self::Plain | Self::Deflate => message,
+            Self::EventStream => [format!("retry: {retry_after_ms}\n").as_bytes(), &message].concat().into(),
+        }
+    }
 }
 
 fn compressed(json: &[u8], deflater: &mut Deflater) -> Bytes {

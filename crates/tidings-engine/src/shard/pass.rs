@@ -68,6 +68,7 @@ impl<S: Socket> Shard<S> {
     /// Does a quantum of what there is to do; whether there is more.
     pub fn run(&mut self) -> bool {
         self.read_on();
+        self.tell_appointments();
         self.begin_pass();
         let Some(mut pass) = self.passes.pop_front() else { return self.has_work() };
         let mut bytes = 0;
@@ -95,7 +96,8 @@ impl<S: Socket> Shard<S> {
     }
 
     fn has_work(&self) -> bool {
-        !(self.dirty.is_empty() && self.ready.is_empty() && self.passes.is_empty() && self.unread.is_empty())
+        let quiet = self.dirty.is_empty() && self.ready.is_empty() && self.passes.is_empty();
+        !quiet || !self.unread.is_empty() || self.has_appointments_to_tell()
     }
 
     /// Starts a pass over those that something new waits for. A stream whose last pass still runs waits for its end: its

@@ -33,6 +33,7 @@ impl<S: Socket> Shard<S> {
                 }
             }
         }
+        self.keep_appointments();
         for index in self.holders.clone() {
             self.look_at_holder(index);
         }

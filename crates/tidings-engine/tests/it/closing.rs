@@ -6,7 +6,7 @@ use tidings_engine::{
     hub::ShardStats,
     shard::{Effect, Encoding, Moment, Opening, Shard},
 };
-use tidings_protocol::{Epoch, Position};
+use tidings_protocol::{CloseCode, Epoch, Position};
 
 use crate::simulation::{Client, ServerEnd, VirtualSocket, Wire, options};
 
@@ -43,4 +43,17 @@ fn a_clean_close_is_forgotten_before_it_is_answered() {
 fn a_page_that_goes_away_can_be_resumed() {
     let effects = effects_of_closing(1001);
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Forget(..))), "{effects:?}");
+}
+
+#[test]
+fn who_was_greeted_in_the_same_breath_in_which_all_are_closed_can_be_resumed() {
+    let now = Moment { ms: 0, wall: jiff::Timestamp::UNIX_EPOCH.into() };
+    let announcements = Position { epoch: Epoch::new("a"), offset: 0 };
+    let mut shard = Shard::new(0, options(), announcements, now, Arc::new(ShardStats::default()));
+    let wire = Rc::new(RefCell::new(Wire::open()));
+    let socket = ServerEnd(VirtualSocket(Rc::clone(&wire)));
+    shard.open(Opening { socket, encoding: Encoding::Plain, subscription: None });
+    shard.close_all(CloseCode::ServiceRestart);
+    let effects = shard.take_effects();
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Save(_))), "{effects:?}");
 }

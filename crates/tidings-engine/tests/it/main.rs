@@ -5,6 +5,7 @@
 mod closing;
 mod contract;
 mod deflate;
+mod drain;
 mod embedded;
 mod epoch;
 mod journal;

@@ -201,6 +201,7 @@ struct Seen {
     events: usize,
     folded: usize,
     too_slow: usize,
+    sent_away: usize,
     recovered: usize,
     not_recovered: usize,
     resumed: usize,
@@ -281,6 +282,7 @@ impl World {
                 let ms = *self.random.pick(&[1, 50, 120, 600, 3000, 3000, 600, 50, 90_000]);
                 self.pass_time(ms);
             }
+            92..93 => self.drain(),
             _ => {}
         }
         let quanta = self.random.below(4);
@@ -381,6 +383,12 @@ impl World {
             let answer = self.answers.swap_remove(which);
             self.shard.answer(answer);
         }
+    }
+
+    /// Everybody is sent away, and comes back.
+    fn drain(&mut self) {
+        let over_ms = *self.random.pick(&[0, 1000, 8000]);
+        self.shard.drain(over_ms, 2);
     }
 
     fn pass_time(&mut self, ms: u64) {
@@ -527,6 +535,7 @@ impl World {
         let ended = client.wire.borrow().server_gone || client.closed.is_some();
         if ended {
             self.seen.too_slow += usize::from(client.closed == Some(4508));
+            self.seen.sent_away += usize::from(client.closed == Some(1012));
             assert!(
                 client.was_full || client.closed != Some(4508),
                 "a client that reads everything was called too slow"
@@ -581,6 +590,7 @@ impl World {
             }
             "subscription.confirmed" => self.check_confirmed(number, message),
             "subscription.removed" | "system.heartbeat" | "pong" => {}
+            "container.reconnect" => assert!(message["retry_after_ms"].as_u64().unwrap() <= 8000),
             _ => self.check_event(number, message),
         }
     }
@@ -701,6 +711,10 @@ impl Client {
         }
     }
 
+    pub(crate) fn key(&self) -> ConnectionKey {
+        self.key
+    }
+
     /// Sends bytes as they are.
     pub(crate) fn send(&self, bytes: &[u8]) {
         self.wire.borrow_mut().to_server.extend(bytes);
@@ -769,6 +783,7 @@ fn run(seed: u64, all: &mut Seen) {
     all.events += world.seen.events;
     all.folded += world.seen.folded;
     all.too_slow += world.seen.too_slow;
+    all.sent_away += world.seen.sent_away;
     all.recovered += world.seen.recovered;
     all.not_recovered += world.seen.not_recovered;
     all.resumed += world.seen.resumed;
@@ -787,11 +802,12 @@ fn whatever_sockets_time_and_clients_do_everybody_gets_everything_once_and_in_or
         run(seed, &mut seen);
     }
     println!("{seen:?}");
-    let Seen { events, folded, too_slow, recovered, not_recovered, resumed, expired } = seen;
+    let Seen { events, folded, too_slow, sent_away, recovered, not_recovered, resumed, expired } = seen;
     for (what, times) in [
         ("events", events),
         ("folded", folded),
         ("too slow", too_slow),
+        ("sent away", sent_away),
         ("recovered", recovered),
         ("not recovered", not_recovered),
         ("resumed", resumed),
