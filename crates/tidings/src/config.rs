@@ -74,6 +74,8 @@ pub struct Settings {
     pub retained_bytes_max: usize,
     /// Whether permessage-deflate is offered.
     pub deflate: bool,
+    /// Over how long a stopping node sends its clients away.
+    pub drain: Duration,
     /// Threads that share the connections.
     pub shards: usize,
     /// How long a lost connection can be resumed.
@@ -190,6 +192,7 @@ impl Settings {
             slow_bytes_max: layers.number("TIDINGS_SLOW_BYTES_MAX", 64 << 10, 1 << 32)?,
             retained_bytes_max: layers.number("TIDINGS_RETAINED_BYTES_MAX", 1 << 20, 1 << 36)?,
             deflate: layers.choice("TIDINGS_DEFLATE", &YES_OR_NO)?,
+            drain: Duration::from_secs(layers.number("TIDINGS_DRAIN_SECONDS", 0, 3600)?),
             shards: match layers.optional("TIDINGS_SHARDS") {
                 Some(_) => layers.number("TIDINGS_SHARDS", 1, SHARDS_MAX as u64)?,
                 None => std::thread::available_parallelism().map_or(1, NonZero::get).min(SHARDS_MAX),
@@ -377,6 +380,7 @@ mod tests {
             ("TIDINGS_ALLOWED_ORIGINS", "a.example", "expected an origin"),
             ("TIDINGS_ENGINE", "redis", "needs REDIS_URL"),
             ("TIDINGS_ENGINE", "disk", "`embedded`, `redis`"),
+            ("TIDINGS_DRAIN_SECONDS", "3601", "a whole number from 0 to 3600"),
             ("TIDINGS_LOG_FORMAT", "xml", "`text`, `json`"),
             ("CONTAINER_RESTART", "maybe", "`false`, `true`"),
         ] {

@@ -18,6 +18,7 @@ use tidings_engine::{
     shard::ShardOptions,
 };
 use tidings_protocol::CloseCode;
+use tokio::time::timeout;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -33,7 +34,7 @@ use crate::{
     sources::{demo, ingest_stream::IngestStream, redis_channel::RedisChannel},
 };
 
-/// For connections to end by themselves once they were told to.
+/// For connections to end by themselves once they were closed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the service did not start, or does not go on.
@@ -118,8 +119,10 @@ pub struct Server {
     internal: Option<(SocketAddr, Incomings)>,
     /// Each with where its connections come from.
     shards: Vec<(Driver, Incomings)>,
-    sources: Option<(RedisChannel, IngestStream)>,
-    /// Ends sources and upkeep.
+    listeners: Option<(RedisChannel, IngestStream)>,
+    /// Ends sources, whose events another node takes over.
+    sources: CancellationToken,
+    /// Ends upkeep.
     stop: CancellationToken,
 }
 
@@ -142,7 +145,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new(Arc::clone(&node)));
         let settings = Arc::new(settings);
         let ingest = Arc::new(Ingest::new(Arc::clone(&node), Arc::clone(&metrics), Arc::clone(&settings)));
-        let sources = settings.redis.clone().map(|address| {
+        let listeners = settings.redis.clone().map(|address| {
             let channel = RedisChannel {
                 address: address.clone(),
                 channel: settings.redis_channel.clone(),
@@ -171,7 +174,8 @@ impl Server {
             tasks,
         };
         let shards = drivers.into_iter().zip(incomings).collect();
-        Ok(Self { edge: Arc::new(edge), public, internal, shards, sources, stop })
+        let sources = stop.child_token();
+        Ok(Self { edge: Arc::new(edge), public, internal, shards, listeners, sources, stop })
     }
 
     /// The address that the public listener got.
@@ -187,14 +191,14 @@ impl Server {
     /// Publishes the demonstration on project `demo` while the service runs.
     #[must_use]
     pub fn with_demo(self) -> Self {
-        self.edge.tasks.spawn(demo::run(Arc::clone(&self.edge.ingest), self.stop.clone()));
+        self.edge.tasks.spawn(demo::run(Arc::clone(&self.edge.ingest), self.sources.clone()));
         self
     }
 
-    /// Serves until `stop`, then tells every client to come back elsewhere and waits for all that runs to end. Returns
+    /// Serves until `stop`, then sends every client away at its appointment and waits for all that runs to end. Returns
     /// how many connections did not end by themselves.
     pub async fn run(self, stop: CancellationToken) -> Result<usize, StartError> {
-        let Self { edge, public: _, internal, shards, sources, stop: stop_parts } = self;
+        let Self { edge, public: _, internal, shards, listeners, sources, stop: stop_upkeep } = self;
         let (accepting, failed) = (CancellationToken::new(), CancellationToken::new());
         for (number, (driver, incomings)) in (0..).zip(shards) {
             let router = routes::public(&edge).layer(Extension(edge.node.shard(number)));
@@ -213,32 +217,44 @@ impl Server {
             let router = routes::internal(&edge);
             edge.tasks.spawn(accept::serve(incomings, router, edge.tasks.clone(), accepting.clone()));
         }
-        if let Some((channel, stream)) = sources {
-            edge.tasks.spawn(channel.run(stop_parts.clone()));
-            edge.tasks.spawn(stream.run(stop_parts.clone()));
+        if let Some((channel, stream)) = listeners {
+            edge.tasks.spawn(channel.run(sources.clone()));
+            edge.tasks.spawn(stream.run(sources.clone()));
         }
         tokio::select! {
             () = stop.cancelled() => {}
             () = failed.cancelled() => tracing::error!("a shard has ended; stopping"),
         }
-        let has_failed = failed.is_cancelled();
-        tracing::info!(connections = edge.node.counts().connections, "stopping");
         edge.draining.store(true, Ordering::Relaxed);
-        stop_parts.cancel();
+        sources.cancel();
+        drain(&edge, &failed).await;
+        let has_failed = failed.is_cancelled();
+        stop_upkeep.cancel();
         accepting.cancel();
         edge.node.close_all(CloseCode::ServiceRestart);
         edge.tasks.close();
         let mut cut_off = 0;
-        if tokio::time::timeout(STOP_TIMEOUT, edge.tasks.wait()).await.is_err() {
+        if timeout(STOP_TIMEOUT, edge.tasks.wait()).await.is_err() {
             cut_off = edge.node.counts().connections;
             tracing::warn!(connections = cut_off, "some clients did not leave and are cut off");
             edge.node.drop_all();
             // What is left are HTTP requests whose clients neither send nor read; the process's end ends them.
-            let _ = tokio::time::timeout(STOP_TIMEOUT, edge.tasks.wait()).await;
+            let _ = timeout(STOP_TIMEOUT, edge.tasks.wait()).await;
         }
         edge.node.close().await;
         tracing::info!("stopped");
         if has_failed { Err(StartError::Shard) } else { Ok(cut_off) }
+    }
+}
+
+/// Lets every client leave at its appointment, and serves until then: only new connections are refused. Ends early when all
+/// have left, or when there is a reason not to wait.
+async fn drain(edge: &Edge, failed: &CancellationToken) {
+    let over = edge.settings.drain;
+    let connections = edge.node.counts().connections;
+    tracing::info!(connections, seconds = over.as_secs(), "stopping");
+    if !over.is_zero() {
+        let _ = failed.run_until_cancelled(timeout(over, edge.node.drain(over))).await;
     }
 }
 

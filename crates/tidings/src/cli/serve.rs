@@ -82,6 +82,7 @@ async fn run(server: Server) -> anyhow::Result<()> {
             tracing::warn!("asked to stop a second time; stopping now");
             return Ok(());
         }
+        tracing::info!("asked to stop; a second signal stops at once");
         stop.cancel();
     }
 }

@@ -369,12 +369,12 @@ mod tests {
         assert!(error.contains("redis_chanel") && error.contains("did you mean `redis_channel`?"), "{error}");
         let layers = Layers::load(
             &Flags::default(),
-            &variables(&[("TIDINGS_LISTN", "x"), ("TIDINGS_DRAIN_SECONDS", "x")]),
+            &variables(&[("TIDINGS_LISTN", "x"), ("TIDINGS_TLS_CERT", "x")]),
             None,
         );
         let warnings = layers.unwrap().warnings.join("\n");
         assert!(warnings.contains("did you mean `TIDINGS_LISTEN`?"), "{warnings}");
-        assert!(warnings.contains("TIDINGS_DRAIN_SECONDS has no effect"), "{warnings}");
+        assert!(warnings.contains("TIDINGS_TLS_CERT has no effect"), "{warnings}");
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl Setting {
 }
 
 /// Every setting that has a meaning in this version.
-pub static SETTINGS: [Setting; 34] = [
+pub static SETTINGS: [Setting; 35] = [
     plain("ENVIRONMENT", Some("development"), "`development`, `docker` or `production`"),
     plain("BACKEND_HOST", Some("localhost"), "host that clients use inside the network"),
     plain("BACKEND_PORT", Some("8000"), "port to listen on, and that clients use inside the network"),
@@ -124,6 +124,11 @@ pub static SETTINGS: [Setting; 34] = [
         "`true`: offer permessage-deflate; an event is compressed once for all",
     ),
     plain(
+        "TIDINGS_DRAIN_SECONDS",
+        Some("8"),
+        "over how long a stopping node sends its clients away, 0 to 3600; ends early when all have left; 0: all at once",
+    ),
+    plain(
         "TIDINGS_SHARDS",
         None,
         "threads that share the connections, 1 to 64; unset: one per processor that the service may use",
@@ -133,9 +138,8 @@ pub static SETTINGS: [Setting; 34] = [
 ];
 
 /// Variables of the contract that a later version gives a meaning: their own warning instead of "unknown".
-pub(super) const LATER: [&str; 11] = [
+pub(super) const LATER: [&str; 10] = [
     "TIDINGS_TRUSTED_PROXIES",
-    "TIDINGS_DRAIN_SECONDS",
     "TIDINGS_SESSION_SECRET",
     "TIDINGS_JWT_SECRET",
     "TIDINGS_JWT_PUBLIC_KEY",

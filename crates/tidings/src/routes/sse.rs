@@ -4,17 +4,21 @@ use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Extension,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Query, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use tidings_engine::driver::ShardHandle;
 use tidings_protocol::{Epoch, Position, ProjectId, StreamId, TypeFilter};
 
 use super::{Edge, problem::Problem};
+
+/// Begins a stream. A browser keeps the last reconnection time that it was told, and the last may have been the appointment of
+/// a node that stopped.
+const RECONNECTION_TIME: &[u8] = b"retry: 1000\n";
 
 #[derive(Deserialize)]
 pub(super) struct Parameters {
@@ -46,7 +50,9 @@ pub(super) async fn subscribe(
         // Asks proxies that would collect a response before they pass it on not to.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    Ok((headers, Body::from_stream(events.map(Ok::<_, Infallible>))).into_response())
+    let beginning = stream::iter([Bytes::from_static(RECONNECTION_TIME)]);
+    let body = Body::from_stream(beginning.chain(events).map(Ok::<_, Infallible>));
+    Ok((headers, body).into_response())
 }
 
 /// `EPOCH:OFFSET`, as the last event's `id` said. An epoch may hold anything, so the last colon divides.

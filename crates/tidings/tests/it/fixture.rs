@@ -41,7 +41,8 @@ impl Service {
 
     /// Starts with these settings over the defaults of development.
     pub(crate) fn with(variables: &[(&str, &str)]) -> Self {
-        let own = [("BACKEND_PORT", "0"), ("TIDINGS_PERSIST", "false")];
+        // Without a drain, so that a client that is still there does not let its test's end wait.
+        let own = [("BACKEND_PORT", "0"), ("TIDINGS_PERSIST", "false"), ("TIDINGS_DRAIN_SECONDS", "0")];
         let mut all: BTreeMap<_, _> =
             own.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         all.extend(variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
@@ -71,6 +72,17 @@ impl Service {
         self.stop.cancel();
     }
 
+    /// Whether it has stopped.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits until it has stopped; how many connections it had to cut off.
+    pub(crate) async fn ended(mut self) -> usize {
+        until("the service ending", || async { self.has_ended() }).await;
+        self.thread.take().unwrap().join().unwrap()
+    }
+
     /// Publishes over HTTP, and expects that it works.
     pub(crate) async fn publish(&self, events: &Value) -> Value {
         let answer = request("POST", &self.url("/api/events"), &[], events.to_string().as_bytes()).await;
@@ -93,7 +105,8 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         self.stop.cancel();
-        let cut_off = self.thread.take().and_then(|thread| thread.join().ok());
+        let Some(thread) = self.thread.take() else { return };
+        let cut_off = thread.join().ok();
         if !std::thread::panicking() {
             assert_eq!(cut_off, Some(0), "connections left when the service stopped");
         }

@@ -9,6 +9,7 @@ mod bench;
 mod client;
 mod commands;
 mod deflate;
+mod drain;
 mod fixture;
 mod http;
 mod pipelined;

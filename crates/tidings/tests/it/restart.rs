@@ -22,15 +22,20 @@ use crate::{
 };
 
 /// A service in a process of its own.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     address: SocketAddr,
 }
 
 impl Process {
     fn start(folder: &Path) -> Self {
+        Self::with_drain(folder, 1)
+    }
+
+    pub(crate) fn with_drain(folder: &Path, seconds: u64) -> Self {
         let mut command = tidings(&["serve", "--port", "0"], &[]);
         command.env("TIDINGS_PERSIST", "true").env("TIDINGS_DATA_DIR", folder);
+        command.env("TIDINGS_DRAIN_SECONDS", seconds.to_string());
         Self::spawn(command)
     }
 
@@ -53,7 +58,7 @@ impl Process {
         format!("http://{}{path}", self.address)
     }
 
-    async fn publish(&self, event: &Value) -> Answer {
+    pub(crate) async fn publish(&self, event: &Value) -> Answer {
         request("POST", &self.url("/api/events"), &[], event.to_string().as_bytes()).await
     }
 
@@ -61,7 +66,7 @@ impl Process {
         request("GET", &self.url("/api/projects/p/events?limit=1000"), &[], b"").await.json()
     }
 
-    async fn connect(&self) -> Client {
+    pub(crate) async fn connect(&self) -> Client {
         let request = format!("ws://{}/ws", self.address).into_client_request().unwrap();
         let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
         Client::established(client_async(request, stream).await.unwrap().0).await
@@ -72,9 +77,19 @@ impl Process {
         self.child.wait().unwrap();
     }
 
-    async fn stop(mut self) {
+    /// Asks it to stop, and does not wait.
+    pub(crate) fn terminate(&self) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    }
+
+    pub(crate) async fn stop(self) {
+        self.terminate();
+        self.stopped().await;
+    }
+
+    /// Waits for its end, which is a good one.
+    pub(crate) async fn stopped(mut self) {
         let child = TaskTracker::new().spawn_blocking(move || self.child.wait().map(|status| (self, status)));
         let (_process, status) = child.await.unwrap().unwrap();
         assert!(status.success(), "{status}");

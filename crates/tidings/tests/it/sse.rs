@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::fixture::{DEADLINE, Service, request, until};
 
 /// A response that is read as it comes: chunks put together, then cut into events.
-struct Stream {
+pub(crate) struct Stream {
     socket: BufReader<TcpStream>,
     head: String,
     text: String,
@@ -22,13 +22,15 @@ struct Stream {
 
 /// One event of a stream.
 #[derive(Debug)]
-struct Sent {
-    id: Option<String>,
-    message: Value,
+pub(crate) struct Sent {
+    pub(crate) id: Option<String>,
+    /// When to come back after a cut, in milliseconds.
+    pub(crate) retry: Option<u64>,
+    pub(crate) message: Value,
 }
 
 impl Stream {
-    async fn open(service: &Service, query: &str, headers: &str) -> Self {
+    pub(crate) async fn open(service: &Service, query: &str, headers: &str) -> Self {
         Self::over(TcpStream::connect(service.address).await.unwrap(), query, headers).await
     }
 
@@ -50,14 +52,14 @@ impl Stream {
     }
 
     /// Follows all of `p`, and has been told where it stands.
-    async fn of_p(service: &Service) -> Self {
+    pub(crate) async fn of_p(service: &Service) -> Self {
         let mut stream = Self::open(service, "project_id=p", "").await;
         assert_eq!(stream.next().await.message["type"], "subscription.confirmed");
         stream
     }
 
     /// The next event that is no heartbeat.
-    async fn next(&mut self) -> Sent {
+    pub(crate) async fn next(&mut self) -> Sent {
         loop {
             let sent = self.next_or_end().await.expect("an open stream");
             if sent.message["type"] != "system.heartbeat" {
@@ -66,7 +68,7 @@ impl Stream {
         }
     }
 
-    async fn next_or_end(&mut self) -> Option<Sent> {
+    pub(crate) async fn next_or_end(&mut self) -> Option<Sent> {
         loop {
             if let Some(end) = self.text.find("\n\n") {
                 let event: String = self.text.drain(..end + 2).collect();
@@ -93,18 +95,19 @@ impl Stream {
     }
 }
 
-/// Reads the fields of an event (HTML standard, section 9.2): an `id` at most, and exactly one line of data.
+/// Reads the fields of an event (HTML standard, section 9.2): an `id` and a `retry` at most, and exactly one line of data.
 fn sent(event: &str) -> Sent {
-    let (mut id, mut data) = (None, Vec::new());
+    let (mut id, mut retry, mut data) = (None, None, Vec::new());
     for line in event.lines() {
         match line.split_once(": ").expect("a field and its value") {
             ("id", value) => id = Some(value.to_owned()),
+            ("retry", value) => retry = Some(value.parse().unwrap()),
             ("data", value) => data.push(value),
             (field, value) => panic!("unexpected field {field}: {value}"),
         }
     }
     assert_eq!(data.len(), 1, "{event}");
-    Sent { id, message: serde_json::from_str(data[0]).unwrap() }
+    Sent { id, retry, message: serde_json::from_str(data[0]).unwrap() }
 }
 
 fn numbered(number: u64) -> Value {
@@ -121,6 +124,7 @@ async fn the_confirmation_comes_first_and_events_follow_with_their_positions() {
     assert_eq!(confirmed.message["type"], "subscription.confirmed");
     assert_eq!((&confirmed.message["offset"], &confirmed.message["recovered"]), (&json!(1), &json!(null)));
     assert_eq!(confirmed.message["state"]["tasks"][0]["task_id"], "t");
+    assert_eq!(confirmed.retry, Some(1000), "so that an old appointment does not stay what a browser waits");
     let epoch = confirmed.message["epoch"].as_str().unwrap();
     assert_eq!(confirmed.id.unwrap(), format!("{epoch}:1"));
     for offset in 2..5 {
