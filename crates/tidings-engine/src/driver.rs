@@ -5,6 +5,7 @@
 //! can both be watched by another of their kind).
 
 use std::{
+    any::Any,
     io::{self, IoSlice, Read as _, Write as _},
     net::TcpStream,
     pin::pin,
@@ -32,14 +33,24 @@ use crate::{
 /// Sockets that are looked at between two quanta of writing.
 const EVENTS_MAX: usize = 256;
 
+/// Comes with a connection and is dropped when that has ended, however it does.
+pub type Guard = Box<dyn Any + Send>;
+
 /// A connection that somebody hands to a shard.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    socket: AnySocket,
+    socket: GuardedSocket,
     encoding: Encoding,
     /// Bytes that came behind the handshake.
     leftover: Bytes,
     subscription: Option<(StreamId, TypeFilter, Option<Position>)>,
+}
+
+#[derive(Debug)]
+struct GuardedSocket {
+    /// Dropped before the socket: whoever sees that end may come back at once.
+    _guard: Guard,
+    socket: AnySocket,
 }
 
 #[derive(Debug)]
@@ -48,19 +59,19 @@ enum AnySocket {
     Pipe(PipeSocket),
 }
 
-impl Socket for AnySocket {
+impl Socket for GuardedSocket {
     fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match (self, slices) {
-            (Self::Tcp(socket), [slice]) => (&*socket).write(slice),
-            (Self::Tcp(socket), slices) => (&*socket).write_vectored(slices),
-            (Self::Pipe(pipe), slices) => pipe.write(slices),
+        match (&self.socket, slices) {
+            (AnySocket::Tcp(socket), [slice]) => (&*socket).write(slice),
+            (AnySocket::Tcp(socket), slices) => (&*socket).write_vectored(slices),
+            (AnySocket::Pipe(pipe), slices) => pipe.write(slices),
         }
     }
 
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => (&*socket).read(buffer),
-            Self::Pipe(pipe) => pipe.read(buffer),
+        match &self.socket {
+            AnySocket::Tcp(socket) => (&*socket).read(buffer),
+            AnySocket::Pipe(pipe) => pipe.read(buffer),
         }
     }
 }
@@ -78,9 +89,10 @@ impl ShardHandle {
     }
 
     /// Takes over a WebSocket after its handshake; `leftover` are bytes that came behind it.
-    pub fn open_websocket(&self, socket: TcpStream, leftover: Bytes, deflate: bool) {
+    pub fn open_websocket(&self, socket: TcpStream, leftover: Bytes, deflate: bool, guard: Guard) {
+        let socket = AnySocket::Tcp(mio::net::TcpStream::from_std(socket));
         let arrival = Arrival {
-            socket: AnySocket::Tcp(mio::net::TcpStream::from_std(socket)),
+            socket: GuardedSocket { _guard: guard, socket },
             encoding: if deflate { Encoding::Deflate } else { Encoding::Plain },
             leftover,
             subscription: None,
@@ -94,11 +106,12 @@ impl ShardHandle {
         stream: StreamId,
         types: TypeFilter,
         since: Option<Position>,
+        guard: Guard,
     ) -> EventStream {
         let mailbox = self.hub.mailbox(self.shard);
         let (socket, events) = pipe(Arc::clone(mailbox));
         let arrival = Arrival {
-            socket: AnySocket::Pipe(socket),
+            socket: GuardedSocket { _guard: guard, socket: AnySocket::Pipe(socket) },
             encoding: Encoding::EventStream,
             leftover: Bytes::new(),
             subscription: Some((stream, types, since)),
@@ -177,7 +190,7 @@ impl Clock {
 }
 
 struct Running {
-    shard: Shard<AnySocket>,
+    shard: Shard<GuardedSocket>,
     clock: Clock,
     number: u16,
     hub: Arc<Hub>,
@@ -270,7 +283,7 @@ impl Running {
     fn arrive(&mut self, arrival: Arrival) -> io::Result<()> {
         let Arrival { mut socket, encoding, leftover, subscription } = arrival;
         let key = self.shard.next_key();
-        match &mut socket {
+        match &mut socket.socket {
             AnySocket::Tcp(socket) => {
                 let interest = Interest::READABLE | Interest::WRITABLE;
                 self.poll.get_ref().registry().register(socket, Token(key.index()), interest)?;

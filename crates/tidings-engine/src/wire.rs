@@ -6,7 +6,7 @@ mod frame;
 mod reader;
 
 pub use deflate::{Deflater, Inflater, negotiate};
-pub use frame::{Frame, close_frame, pong_frame};
+pub use frame::{Frame, close_frame, close_frame_saying, pong_frame};
 pub(crate) use frame::{HEADER_BYTES_MAX, Header, PING_FRAME};
 pub use reader::{Binary, Incoming, Reader, Rules, Violation};
 

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use tidings_engine::{
     engine::{
         HistoryLimits,
@@ -64,6 +65,14 @@ pub struct Settings {
     pub event_bytes_max: usize,
     /// Subscriptions per connection.
     pub subscriptions_max: usize,
+    /// Proxies whose forwarding headers count; `None`: nothing is known of proxies, and an address says nothing.
+    pub trusted_proxies: Option<Vec<IpNet>>,
+    /// Connections of the node.
+    pub connections_max: usize,
+    /// Connections from one address.
+    pub connections_per_address_max: Option<usize>,
+    /// New connections per second.
+    pub accept_rate_max: Option<u32>,
     /// See [`ShardOptions::behind_age_ms`](tidings_engine::shard::ShardOptions::behind_age_ms).
     pub behind_age_ms: u64,
     /// See [`ShardOptions::behind_bytes`](tidings_engine::shard::ShardOptions::behind_bytes).
@@ -95,6 +104,9 @@ pub struct Settings {
     /// The project of each workspace.
     pub workspaces: BTreeMap<String, ProjectId>,
 }
+
+/// More connections than any machine has.
+const CONNECTIONS_MAX: u64 = 10_000_000;
 
 /// How a setting says yes or no.
 const YES_OR_NO: [(&str, bool); 4] = [("false", false), ("true", true), ("0", false), ("1", true)];
@@ -164,6 +176,9 @@ impl Settings {
         )?;
         // Clients find the service where it listens, unless somebody says that they find it elsewhere.
         let backend_port = if layers.is_set("BACKEND_PORT") { backend_port } else { listen.port() };
+        let shards = layers
+            .optional_number("TIDINGS_SHARDS", 1, SHARDS_MAX as u64)?
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get).min(SHARDS_MAX));
         let internal_listen = layers.optional("TIDINGS_INTERNAL_LISTEN");
         let settings = Self {
             environment,
@@ -187,16 +202,21 @@ impl Settings {
             },
             event_bytes_max: layers.number("TIDINGS_EVENT_BYTES_MAX", 1024, 16 << 20)?,
             subscriptions_max: layers.number("TIDINGS_SUBSCRIPTIONS_MAX", 1, 100_000)?,
+            trusted_proxies: trusted_proxies(layers)?,
+            connections_max: connections_max(layers, shards)?,
+            connections_per_address_max: layers.optional_number(
+                "TIDINGS_CONNECTIONS_PER_ADDRESS_MAX",
+                1,
+                CONNECTIONS_MAX,
+            )?,
+            accept_rate_max: layers.optional_number("TIDINGS_ACCEPT_RATE_MAX", 1, 1_000_000)?,
             behind_age_ms: layers.number("TIDINGS_BEHIND_AGE_MS", 10, 60_000)?,
             behind_bytes: layers.number("TIDINGS_BEHIND_BYTES", 16 << 10, 1 << 30)?,
             slow_bytes_max: layers.number("TIDINGS_SLOW_BYTES_MAX", 64 << 10, 1 << 32)?,
             retained_bytes_max: layers.number("TIDINGS_RETAINED_BYTES_MAX", 1 << 20, 1 << 36)?,
             deflate: layers.choice("TIDINGS_DEFLATE", &YES_OR_NO)?,
             drain: Duration::from_secs(layers.number("TIDINGS_DRAIN_SECONDS", 0, 3600)?),
-            shards: match layers.optional("TIDINGS_SHARDS") {
-                Some(_) => layers.number("TIDINGS_SHARDS", 1, SHARDS_MAX as u64)?,
-                None => std::thread::available_parallelism().map_or(1, NonZero::get).min(SHARDS_MAX),
-            },
+            shards,
             journal: journal(layers)?,
             connection_timeout: Duration::from_secs(layers.number(
                 "WS_CONNECTION_TIMEOUT",
@@ -245,6 +265,26 @@ impl Settings {
         }
     }
 
+    /// What does not do what was probably meant; for the log at the start.
+    pub fn cautions(&self) -> Vec<String> {
+        let mut cautions = Vec::new();
+        if self.connections_per_address_max.is_some() && self.trusted_proxies.is_none() {
+            cautions.push(
+                "TIDINGS_CONNECTIONS_PER_ADDRESS_MAX has no effect without TIDINGS_TRUSTED_PROXIES, because behind a proxy \
+                 everybody has the same address; set it to the proxies' networks, or to `none` if there are none"
+                    .to_owned(),
+            );
+        }
+        let allowed = connections_by_descriptors(self.shards);
+        if self.connections_max > allowed {
+            cautions.push(format!(
+                "TIDINGS_CONNECTIONS_MAX is {}, and the limit of file descriptors (`ulimit -n`) leaves about {allowed}",
+                self.connections_max
+            ));
+        }
+        cautions
+    }
+
     /// What is open that should not be where others can reach it; for the log at the start.
     pub fn insecurities(&self) -> Vec<&'static str> {
         let mut open = vec!["everybody who can connect may read every project (TIDINGS_AUTH=none)"];
@@ -278,6 +318,43 @@ fn allowed_origins(layers: &Layers) -> Result<Vec<String>, SettingError> {
     let origins = layers.list(name);
     origins.iter().try_for_each(check)?;
     Ok(origins)
+}
+
+fn trusted_proxies(layers: &Layers) -> Result<Option<Vec<IpNet>>, SettingError> {
+    let name = "TIDINGS_TRUSTED_PROXIES";
+    match layers.optional(name) {
+        None => return Ok(None),
+        Some("none") => return Ok(Some(Vec::new())),
+        Some(_) => {}
+    }
+    let network = |text: &String| {
+        let address = text.parse().map(|address: IpAddr| IpNet::from(address.to_canonical()));
+        address.or_else(|_| text.parse()).map_err(|_| {
+            layers.error(
+                name,
+                format!("`{text}`: expected an address or a network as `10.0.0.0/8`, or `none` alone"),
+            )
+        })
+    };
+    layers.list(name).iter().map(network).collect::<Result<_, _>>().map(Some)
+}
+
+fn connections_max(layers: &Layers, shards: usize) -> Result<usize, SettingError> {
+    let set = layers.optional_number("TIDINGS_CONNECTIONS_MAX", 1, CONNECTIONS_MAX)?;
+    Ok(set.unwrap_or_else(|| connections_by_descriptors(shards)))
+}
+
+/// What the process's limit of file descriptors leaves for connections, each of which takes one.
+fn connections_by_descriptors(shards: usize) -> usize {
+    // `None`: there is no limit.
+    let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current else {
+        return usize::try_from(CONNECTIONS_MAX).unwrap_or(usize::MAX);
+    };
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    // For files, listeners, Redis, and requests over HTTP, among them those that are refused.
+    let least = 32 + 8 * shards;
+    let reserve = (limit / 8).clamp(least, least.max(2048));
+    limit.saturating_sub(reserve).max(1)
 }
 
 fn redis_address(layers: &Layers) -> Result<Option<RedisAddress>, SettingError> {
@@ -367,6 +444,19 @@ mod tests {
     }
 
     #[test]
+    fn proxies_are_networks_addresses_or_none_and_a_limit_without_them_is_told() {
+        let limit = ("TIDINGS_CONNECTIONS_PER_ADDRESS_MAX", "5");
+        let unset = read(&[limit]).unwrap();
+        assert_eq!(unset.trusted_proxies, None);
+        assert!(unset.cautions().concat().contains("no effect without TIDINGS_TRUSTED_PROXIES"));
+        let none = read(&[limit, ("TIDINGS_TRUSTED_PROXIES", "none")]).unwrap();
+        assert_eq!((none.trusted_proxies.as_deref(), none.cautions().len()), (Some(&[][..]), 0));
+        let some = read(&[("TIDINGS_TRUSTED_PROXIES", "10.0.0.0/8, ::1,192.0.2.1")]).unwrap();
+        let networks = ["10.0.0.0/8", "::1/128", "192.0.2.1/32"].map(|network| network.parse().unwrap());
+        assert_eq!(some.trusted_proxies.as_deref(), Some(&networks[..]));
+    }
+
+    #[test]
     fn a_setting_that_cannot_be_read_is_named_with_its_origin_and_what_was_expected() {
         for (name, value, words) in [
             ("WS_HEARTBEAT_INTERVAL", "soon", "a whole number from 1 to 3600"),
@@ -380,6 +470,10 @@ mod tests {
             ("TIDINGS_ALLOWED_ORIGINS", "a.example", "expected an origin"),
             ("TIDINGS_ENGINE", "redis", "needs REDIS_URL"),
             ("TIDINGS_ENGINE", "disk", "`embedded`, `redis`"),
+            ("TIDINGS_TRUSTED_PROXIES", "10.0.0.0/8,proxy", "`proxy`: expected an address or a network"),
+            ("TIDINGS_TRUSTED_PROXIES", "10.0.0.0/33", "expected an address or a network"),
+            ("TIDINGS_CONNECTIONS_MAX", "0", "a whole number from 1"),
+            ("TIDINGS_ACCEPT_RATE_MAX", "fast", "a whole number from 1"),
             ("TIDINGS_DRAIN_SECONDS", "3601", "a whole number from 0 to 3600"),
             ("TIDINGS_LOG_FORMAT", "xml", "`text`, `json`"),
             ("CONTAINER_RESTART", "maybe", "`false`, `true`"),

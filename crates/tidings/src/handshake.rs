@@ -1,5 +1,7 @@
 //! The WebSocket handshake (RFC 6455, section 4.2), from the request to the bare socket. Knows no connection and no setting.
 
+use std::{io, time::Duration};
+
 use axum::{
     extract::Request,
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
@@ -9,9 +11,16 @@ use bytes::Bytes;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tidings_engine::wire;
-use tidings_protocol::SUBPROTOCOL;
-use tokio::net::TcpStream;
+use tidings_protocol::{CloseCode, SUBPROTOCOL};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+/// For the peer's half of a close that is all that it gets.
+const TURN_AWAY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A handshake that both sides agree on.
 #[derive(Debug)]
@@ -20,6 +29,8 @@ pub struct Handshake {
     response: Response,
     /// Whether permessage-deflate was agreed on.
     pub deflate: bool,
+    /// Whether the client offered our subprotocol, and so knows what our close codes mean.
+    pub speaks_tidings: bool,
     upgrade: OnUpgrade,
 }
 
@@ -40,7 +51,8 @@ impl Handshake {
         answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         answer.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         answer.insert(header::SEC_WEBSOCKET_ACCEPT, HeaderValue::try_from(derive_accept_key(key)).ok()?);
-        if has_word(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL) {
+        let speaks_tidings = has_word(headers, &header::SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
+        if speaks_tidings {
             answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
         }
         let extension = deflate.then(|| agreed_extension(headers)).flatten();
@@ -48,7 +60,7 @@ impl Handshake {
         if let Some(extension) = extension {
             answer.insert(header::SEC_WEBSOCKET_EXTENSIONS, extension);
         }
-        Some(Self { response, deflate, upgrade })
+        Some(Self { response, deflate, speaks_tidings, upgrade })
     }
 
     /// Parts the response, which has to go out first, from the way to the socket.
@@ -63,6 +75,21 @@ async fn socket_of(upgrade: OnUpgrade) -> Result<(std::net::TcpStream, Bytes), S
     let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| "no TCP connection".to_owned())?;
     let socket = parts.io.into_inner().into_std().map_err(|error| error.to_string())?;
     Ok((socket, parts.read_buf))
+}
+
+/// Closes a socket whose handshake is done, and waits a moment for the peer to do so, too: a socket that is dropped while
+/// something is unread takes back what was written to it.
+pub(crate) async fn turn_away(socket: std::net::TcpStream, code: CloseCode, reason: &str) {
+    let closing = async {
+        let mut socket = TcpStream::from_std(socket)?;
+        socket.write_all(&wire::close_frame_saying(code, reason)).await?;
+        socket.shutdown().await?;
+        let mut unread = [0; 512];
+        while socket.read(&mut unread).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // However it ends, it has ended.
+    let _ = timeout(TURN_AWAY_TIMEOUT, closing).await;
 }
 
 /// Whether a header's comma-separated list holds the word, in any case.

@@ -3,9 +3,11 @@
 
 pub mod accept;
 mod access;
+mod admission;
 mod burst;
 pub mod cli;
 pub mod config;
+mod forwarded;
 pub mod handshake;
 mod ingest;
 mod metrics;

@@ -91,7 +91,7 @@ impl Metrics {
             }};
         }
         Self {
-            refused: register!("connections_refused", "Upgrades refused, by reason"),
+            refused: register!("connections_refused", "New connections refused, by reason"),
             received: register!("events_received", "Events that came in, valid or not"),
             rejected: register!("events_rejected", "Events refused, by reason"),
             appended: register!("events_appended", "Events handed to the engine, repeated ones included"),

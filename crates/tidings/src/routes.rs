@@ -12,6 +12,7 @@ mod sse;
 mod ws;
 
 use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,14 +22,23 @@ use std::{
 
 use axum::{
     Router,
-    http::{HeaderMap, HeaderName, Method, StatusCode, header},
+    extract::ConnectInfo,
+    http::{Extensions, HeaderMap, HeaderName, Method, StatusCode, header},
     routing::{get, post},
 };
-use tidings_engine::Node;
+use tidings_engine::{Node, driver::Guard};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{access::Access, config::Settings, ingest::Ingest, metrics::Metrics};
+use crate::{
+    access::Access,
+    admission::{Admission, Refused},
+    burst::Bursts,
+    config::Settings,
+    ingest::Ingest,
+    metrics::Metrics,
+};
 
 use problem::Problem;
 
@@ -37,6 +47,10 @@ use problem::Problem;
 pub(crate) struct Edge {
     pub(crate) settings: Arc<Settings>,
     pub(crate) access: Access,
+    pub(crate) admission: Admission,
+    pub(crate) refusals: Bursts<Refused>,
+    /// Taken by each WebSocket that was let in to be told that there is no room.
+    pub(crate) turning_away: Arc<Semaphore>,
     pub(crate) node: Arc<Node>,
     pub(crate) ingest: Arc<Ingest>,
     pub(crate) metrics: Arc<Metrics>,
@@ -53,22 +67,45 @@ impl Edge {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody may open a connection now, and from where he comes.
-    fn admit(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        if self.is_draining() {
-            self.metrics.refused("draining");
-            return Err(Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "this node is stopping; connect again",
-            ));
+    /// Whether a page may connect from where it says that it is.
+    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        if self.access.allows_origin_of(headers) {
+            return Ok(());
         }
-        if !self.access.allows_origin_of(headers) {
-            self.metrics.refused("origin");
-            let detail = "pages of this `Origin` may not connect; add it to TIDINGS_ALLOWED_ORIGINS";
-            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
-        }
-        Ok(())
+        self.metrics.refused("origin");
+        let detail = "pages of this `Origin` may not connect; add it to TIDINGS_ALLOWED_ORIGINS";
+        Err(Problem::new(StatusCode::FORBIDDEN, detail))
     }
+
+    /// Whether there is room for one more connection now. The guard lasts as long as the connection.
+    fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Guard, Refused> {
+        let admitted =
+            if self.is_draining() { Err(Refused::Draining) } else { self.admission.admit(headers, peer) };
+        let admitted = admitted.inspect_err(|&refused| {
+            self.metrics.refused(refused.as_str());
+            if refused != Refused::Draining
+                && let Some(unsaid) = self.refusals.occur(refused)
+            {
+                tracing::warn!(
+                    reason = refused.as_str(),
+                    more_since_last = unsaid,
+                    "connections are refused"
+                );
+            }
+        })?;
+        Ok(Box::new(admitted))
+    }
+}
+
+/// When to come back, in seconds: those who are refused in the same moment do not come back in the same moment.
+fn retry_after_s() -> u64 {
+    fastrand::u64(1..=5)
+}
+
+/// Where a request comes from. Whose peer is not known is somewhere else.
+fn peer_of(extensions: &Extensions) -> IpAddr {
+    let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
 
 /// What a page may reach, on the public listener. Without an internal listener the operator's routes are there, too.

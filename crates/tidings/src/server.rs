@@ -18,7 +18,7 @@ use tidings_engine::{
     shard::ShardOptions,
 };
 use tidings_protocol::CloseCode;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -27,6 +27,8 @@ use tokio_util::{
 use crate::{
     accept::{self, Incomings, Sharing},
     access::Access,
+    admission::Admission,
+    burst::Bursts,
     config::{EngineKind, Settings},
     ingest::Ingest,
     metrics::Metrics,
@@ -36,6 +38,9 @@ use crate::{
 
 /// For connections to end by themselves once they were closed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// WebSockets that are let in at the same time to be told that there is no room; the reserve of descriptors covers them.
+const TURNED_AWAY_AT_ONCE_MAX: usize = 32;
 
 /// Why the service did not start, or does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +143,7 @@ impl Server {
             }
             None => None,
         };
-        let access = Access::new(&settings)?;
+        let (access, admission) = (Access::new(&settings)?, Admission::new(&settings));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let (node, drivers) = Node::start(node_options(&settings), &tasks, stop.clone()).await?;
         let node = Arc::new(node);
@@ -167,6 +172,9 @@ impl Server {
             port: public.port(),
             settings,
             access,
+            admission,
+            refusals: Bursts::default(),
+            turning_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE_MAX)),
             node,
             ingest,
             metrics,

@@ -42,7 +42,12 @@ impl Frame {
 
 /// A close frame that names a code and its reason.
 pub fn close_frame(code: CloseCode) -> Bytes {
-    Frame::Close.encode(&[&code.number().to_be_bytes()[..], code.reason().as_bytes()].concat())
+    close_frame_saying(code, code.reason())
+}
+
+/// A close frame with a reason of its own, of at most 123 bytes.
+pub fn close_frame_saying(code: CloseCode, reason: &str) -> Bytes {
+    Frame::Close.encode(&[&code.number().to_be_bytes()[..], reason.as_bytes()].concat())
 }
 
 /// The answer to a ping; `payload` has at most 125 bytes.

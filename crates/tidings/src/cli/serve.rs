@@ -47,7 +47,7 @@ pub(super) fn dev(layers: &Layers, demo: bool) -> anyhow::Result<()> {
 fn read(layers: &Layers) -> anyhow::Result<Settings> {
     let settings = Settings::read(layers)?;
     logging::start(&settings)?;
-    for warning in layers.warnings() {
+    for warning in layers.warnings().iter().chain(&settings.cautions()) {
         tracing::warn!("{warning}");
     }
     Ok(settings)

@@ -153,6 +153,16 @@ impl Layers {
             })
     }
 
+    /// As [`Layers::number`]; `None`: unset.
+    pub(super) fn optional_number<T: TryFrom<u64>>(
+        &self,
+        name: &'static str,
+        min: u64,
+        max: u64,
+    ) -> Result<Option<T>, SettingError> {
+        self.optional(name).map(|_| self.number(name, min, max)).transpose()
+    }
+
     pub(super) fn choice<T: Copy>(
         &self,
         name: &'static str,

@@ -29,7 +29,7 @@ impl Setting {
 }
 
 /// Every setting that has a meaning in this version.
-pub static SETTINGS: [Setting; 35] = [
+pub static SETTINGS: [Setting; 39] = [
     plain("ENVIRONMENT", Some("development"), "`development`, `docker` or `production`"),
     plain("BACKEND_HOST", Some("localhost"), "host that clients use inside the network"),
     plain("BACKEND_PORT", Some("8000"), "port to listen on, and that clients use inside the network"),
@@ -101,6 +101,26 @@ pub static SETTINGS: [Setting; 35] = [
         None,
         "origins whose pages may connect, exact or with `*`, comma separated; unset: same host and port, and any localhost in development",
     ),
+    plain(
+        "TIDINGS_TRUSTED_PROXIES",
+        None,
+        "addresses and networks of proxies whose forwarding headers count, comma separated; `none`: clients connect directly; unset: the headers are ignored and limits per address are off",
+    ),
+    plain(
+        "TIDINGS_CONNECTIONS_MAX",
+        None,
+        "WebSockets and event streams of this node; unset: what the limit of file descriptors leaves beside a reserve",
+    ),
+    plain(
+        "TIDINGS_CONNECTIONS_PER_ADDRESS_MAX",
+        None,
+        "the same from one address (of IPv6: from one /64); takes effect with TIDINGS_TRUSTED_PROXIES; unset: no limit",
+    ),
+    plain(
+        "TIDINGS_ACCEPT_RATE_MAX",
+        None,
+        "new WebSockets and event streams per second, those of one second at once; unset: no limit",
+    ),
     plain("TIDINGS_SUBSCRIPTIONS_MAX", Some("500"), "subscriptions per connection"),
     plain(
         "TIDINGS_BEHIND_AGE_MS",
@@ -138,8 +158,7 @@ pub static SETTINGS: [Setting; 35] = [
 ];
 
 /// Variables of the contract that a later version gives a meaning: their own warning instead of "unknown".
-pub(super) const LATER: [&str; 10] = [
-    "TIDINGS_TRUSTED_PROXIES",
+pub(super) const LATER: [&str; 9] = [
     "TIDINGS_SESSION_SECRET",
     "TIDINGS_JWT_SECRET",
     "TIDINGS_JWT_PUBLIC_KEY",

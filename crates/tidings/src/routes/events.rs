@@ -1,14 +1,11 @@
 //! `POST /api/events`: publish.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use axum::{
     Json,
     body::Body,
-    extract::{ConnectInfo, FromRequestParts, State},
+    extract::{FromRequestParts, State},
     http::{HeaderMap, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
@@ -17,7 +14,7 @@ use serde_json::{json, value::RawValue};
 use tidings_protocol::{Event, EventId};
 
 use super::{
-    Edge,
+    Edge, peer_of,
     problem::{ItemError, Problem},
 };
 use crate::metrics::EventSource;
@@ -69,9 +66,7 @@ impl FromRequestParts<Arc<Edge>> for Publisher {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, edge: &Arc<Edge>) -> Result<Self, Problem> {
-        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
-        // Without a known peer it is not known to be on this machine.
-        edge.access.may_publish(&parts.headers, peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))?;
+        edge.access.may_publish(&parts.headers, peer_of(&parts.extensions))?;
         Ok(Self)
     }
 }

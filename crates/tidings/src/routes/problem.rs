@@ -6,7 +6,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::access::Refusal;
+use crate::{access::Refusal, admission::Refused};
 
 /// What went wrong, for whoever sent the request.
 #[derive(Debug, Serialize)]
@@ -19,6 +19,9 @@ pub(super) struct Problem {
     detail: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ItemError>,
+    /// When to come back, if that makes sense.
+    #[serde(skip)]
+    retry_after_s: u64,
 }
 
 /// What is wrong with one event of several.
@@ -34,7 +37,20 @@ pub(super) struct ItemError {
 impl Problem {
     pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let title = status.canonical_reason().unwrap_or("error").to_ascii_lowercase();
-        Self { r#type: "about:blank", title, status, detail: detail.into(), errors: Vec::new() }
+        Self {
+            r#type: "about:blank",
+            title,
+            status,
+            detail: detail.into(),
+            errors: Vec::new(),
+            retry_after_s: 1,
+        }
+    }
+
+    /// There is no room for one more connection.
+    pub(super) fn refused(refused: Refused, retry_after_s: u64) -> Self {
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, refused.detail());
+        Self { retry_after_s, ..problem }
     }
 
     pub(super) fn invalid_events(errors: Vec<ItemError>) -> Self {
@@ -56,7 +72,7 @@ impl From<Refusal> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = self.status;
+        let (status, retry_after_s) = (self.status, self.retry_after_s);
         let mut response = (status, axum::Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -64,7 +80,7 @@ impl IntoResponse for Problem {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
         }
         response
     }

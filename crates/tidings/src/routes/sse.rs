@@ -1,11 +1,11 @@
 //! `GET /sse`: a project's messages as Server-Sent Events, for pages and programs that only read.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use axum::{
     Extension,
     body::{Body, Bytes},
-    extract::{Query, State, rejection::QueryRejection},
+    extract::{ConnectInfo, Query, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tidings_engine::driver::ShardHandle;
 use tidings_protocol::{Epoch, Position, ProjectId, StreamId, TypeFilter};
 
-use super::{Edge, problem::Problem};
+use super::{Edge, problem::Problem, retry_after_s};
 
 /// Begins a stream. A browser keeps the last reconnection time that it was told, and the last may have been the appointment of
 /// a node that stopped.
@@ -30,10 +30,11 @@ pub(super) struct Parameters {
 pub(super) async fn subscribe(
     State(edge): State<Arc<Edge>>,
     Extension(shard): Extension<ShardHandle>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    edge.admit(&headers)?;
+    edge.check_origin(&headers)?;
     let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     let project = ProjectId::try_from(parameters.project_id.as_str());
@@ -43,7 +44,9 @@ pub(super) async fn subscribe(
     });
     let types = types.map_err(|error| bad(format!("types: {error}")))?;
     let since = last_event_id(&headers).map_err(|detail| bad(detail.to_owned()))?;
-    let events = shard.open_event_stream(StreamId::Project(project), types, since);
+    let guard =
+        edge.admit(&headers, peer.ip()).map_err(|refused| Problem::refused(refused, retry_after_s()))?;
+    let events = shard.open_event_stream(StreamId::Project(project), types, since, guard);
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-store"),

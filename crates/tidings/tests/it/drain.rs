@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     client::{Client, Raw},
@@ -82,6 +82,9 @@ async fn until_its_appointment_a_client_is_served_and_only_new_ones_are_refused(
         assert!(answer.headers["retry-after"].parse::<u64>().is_ok_and(|seconds| seconds > 0));
         assert!(answer.text.contains("stopping"), "{}", answer.text);
     }
+    let ours = "Sec-WebSocket-Protocol: tidings.v1\r\n";
+    let mut told = Raw::over(TcpStream::connect(service.address).await.unwrap(), ours, b"").await;
+    assert_eq!(told.next_or_end().await, Err(Some(1012)));
     for offset in 1..=3 {
         let published = service.publish(&numbered(offset)).await;
         assert_eq!(published["events"][0]["offset"], offset);
@@ -91,7 +94,7 @@ async fn until_its_appointment_a_client_is_served_and_only_new_ones_are_refused(
     assert_eq!(other["type"], "subscription.confirmed");
     assert_eq!(get("/api/projects/p/events").await.json()["events"].as_array().unwrap().len(), 3);
     let counted = service.metric(r#"tidings_connections_refused_total{reason="draining"}"#).await;
-    assert!((counted - 2.0).abs() < 0.1, "{counted}");
+    assert!((counted - 3.0).abs() < 0.1, "{counted}");
     client.close().await;
     assert_eq!(service.ended().await, 0);
 }

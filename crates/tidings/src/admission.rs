@@ -1,0 +1,229 @@
+//! How many connections there may be, on the node and from one address, and how fast they may come. Knows no answer over HTTP
+//! and no connection: who is admitted gets a guard, and has left when that is dropped.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::http::HeaderMap;
+use ipnet::IpNet;
+use parking_lot::Mutex;
+use tidings_protocol::CloseCode;
+use tokio::time::Instant;
+
+use crate::{config::Settings, forwarded::client_address};
+
+/// The limits of a node.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    connections: Arc<Limit<()>>,
+    /// `None`: no limit, or nothing is known of the proxies in between.
+    addresses: Option<PerAddress>,
+    rate: Option<Rate>,
+}
+
+#[derive(Debug)]
+struct PerAddress {
+    limit: Arc<Limit<IpAddr>>,
+    proxies: Vec<IpNet>,
+}
+
+/// Held as long as a connection lives.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    _connection: Place<()>,
+    _address: Option<Place<IpAddr>>,
+}
+
+/// Why nobody is taken in now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Refused {
+    /// The node stops.
+    Draining,
+    /// The node has as many connections as it may have.
+    Connections,
+    /// This address has.
+    Address,
+    /// They come too fast.
+    Rate,
+}
+
+impl Refused {
+    /// As a metric's label and in logs.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::Connections => "connections",
+            Self::Address => "address",
+            Self::Rate => "rate",
+        }
+    }
+
+    /// For whoever sent the request.
+    pub(crate) const fn detail(self) -> &'static str {
+        match self {
+            Self::Draining => "this node is stopping; connect again",
+            Self::Connections => "this node has as many connections as it may have; connect again later",
+            Self::Address => "there are as many connections from this address as there may be",
+            Self::Rate => "too many connections come at once; connect again later",
+        }
+    }
+
+    /// For who cannot see more than that.
+    pub(crate) const fn close_code(self) -> CloseCode {
+        match self {
+            Self::Draining => CloseCode::ServiceRestart,
+            Self::Connections | Self::Rate => CloseCode::TryAgainLater,
+            Self::Address => CloseCode::TooMany,
+        }
+    }
+}
+
+impl Admission {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let addresses = settings.connections_per_address_max.zip(settings.trusted_proxies.clone());
+        Self {
+            connections: Limit::new(settings.connections_max),
+            addresses: addresses.map(|(max, proxies)| PerAddress { limit: Limit::new(max), proxies }),
+            rate: settings.accept_rate_max.map(Rate::new),
+        }
+    }
+
+    /// Whether a connection may begin now, for a request with these headers from `peer`.
+    pub(crate) fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Admitted, Refused> {
+        let connection = self.connections.take(()).ok_or(Refused::Connections)?;
+        let take = |addresses: &PerAddress| {
+            let address = client_address(peer, headers, &addresses.proxies);
+            addresses.limit.take(counted_as(address)).ok_or(Refused::Address)
+        };
+        let address = self.addresses.as_ref().map(take).transpose()?;
+        // Last, so that who is refused anyway takes no turn from others.
+        if self.rate.as_ref().is_some_and(|rate| !rate.admits()) {
+            return Err(Refused::Rate);
+        }
+        Ok(Admitted { _connection: connection, _address: address })
+    }
+}
+
+/// What counts as one address: of IPv6 the network of 64 bits, all of which a single customer has.
+fn counted_as(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
+
+/// At most so many for each key, and at least one.
+#[derive(Debug)]
+struct Limit<K> {
+    max: usize,
+    taken: Mutex<HashMap<K, usize>>,
+}
+
+/// One of a key's places, which is given back when it is dropped.
+#[derive(Debug)]
+struct Place<K: Eq + Hash> {
+    limit: Arc<Limit<K>>,
+    key: K,
+}
+
+impl<K: Copy + Eq + Hash> Limit<K> {
+    fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { max, taken: Mutex::default() })
+    }
+
+    fn take(self: &Arc<Self>, key: K) -> Option<Place<K>> {
+        let mut taken = self.taken.lock();
+        let places = taken.entry(key).or_default();
+        if *places >= self.max {
+            return None;
+        }
+        *places += 1;
+        Some(Place { limit: Arc::clone(self), key })
+    }
+}
+
+impl<K: Eq + Hash> Drop for Place<K> {
+    fn drop(&mut self) {
+        let mut taken = self.limit.taken.lock();
+        if let Some(places) = taken.get_mut(&self.key) {
+            *places -= 1;
+            if *places == 0 {
+                taken.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// So many in a second, and those of one second at once: the generic cell rate algorithm, which is a bucket of tokens that
+/// remembers one moment.
+#[derive(Debug)]
+struct Rate {
+    interval: Duration,
+    /// When the next one would come if all came evenly.
+    next: Mutex<Instant>,
+}
+
+impl Rate {
+    fn new(per_second: u32) -> Self {
+        Self { interval: Duration::from_secs(1) / per_second.max(1), next: Mutex::new(Instant::now()) }
+    }
+
+    fn admits(&self) -> bool {
+        let now = Instant::now();
+        let mut next = self.next.lock();
+        let after = (*next).max(now) + self.interval;
+        let admits = after <= now + Duration::from_secs(1);
+        if admits {
+            *next = after;
+        }
+        admits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_key_has_its_places_and_gets_them_back() {
+        let limit = Limit::new(2);
+        let (first, second) = (limit.take("a").unwrap(), limit.take("a").unwrap());
+        assert!(limit.take("a").is_none());
+        let other = limit.take("b").unwrap();
+        drop(first);
+        let third = limit.take("a").unwrap();
+        assert!(limit.take("a").is_none());
+        drop((second, third, other));
+        assert!(limit.taken.lock().is_empty(), "nothing is kept of who has left");
+    }
+
+    #[test]
+    fn an_address_of_version_6_counts_with_its_neighbours() {
+        let counted = |text: &str| counted_as(text.parse().unwrap());
+        assert_eq!(counted("2001:db8:1:2::3"), counted("2001:db8:1:2:ffff::4"));
+        assert_ne!(counted("2001:db8:1:2::3"), counted("2001:db8:1:3::3"));
+        assert_ne!(counted("192.0.2.1"), counted("192.0.2.2"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_brings_so_many_and_no_more() {
+        let rate = Rate::new(4);
+        for _ in 0..3 {
+            assert_eq!((0..10).filter(|_| rate.admits()).count(), 4);
+            tokio::time::advance(Duration::from_millis(250)).await;
+            assert_eq!((0..10).filter(|_| rate.admits()).count(), 1);
+            tokio::time::advance(Duration::from_secs(100)).await;
+        }
+        let slow = Rate::new(1);
+        assert!(slow.admits() && !slow.admits());
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert!(!slow.admits());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(slow.admits());
+    }
+}
