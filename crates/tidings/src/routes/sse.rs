@@ -6,7 +6,7 @@ use axum::{
     Extension,
     body::{Body, Bytes},
     extract::{ConnectInfo, Query, State, rejection::QueryRejection},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt as _, stream};
@@ -15,10 +15,18 @@ use tidings_engine::driver::ShardHandle;
 use tidings_protocol::{Epoch, Position, ProjectId, StreamId, TypeFilter};
 
 use super::{Edge, problem::Problem, retry_after_s};
+use crate::admission::Refused;
 
 /// Begins a stream. A browser keeps the last reconnection time that it was told, and the last may have been the appointment of
 /// a node that stopped.
 const RECONNECTION_TIME: &[u8] = b"retry: 1000\n";
+
+const HEADERS: [(HeaderName, &str); 3] = [
+    (header::CONTENT_TYPE, "text/event-stream"),
+    (header::CACHE_CONTROL, "no-store"),
+    // Asks proxies that would collect a response before they pass it on not to.
+    (HeaderName::from_static("x-accel-buffering"), "no"),
+];
 
 #[derive(Deserialize)]
 pub(super) struct Parameters {
@@ -44,18 +52,26 @@ pub(super) async fn subscribe(
     });
     let types = types.map_err(|error| bad(format!("types: {error}")))?;
     let since = last_event_id(&headers).map_err(|detail| bad(detail.to_owned()))?;
-    let guard =
-        edge.admit(&headers, peer.ip()).map_err(|refused| Problem::refused(refused, retry_after_s()))?;
+    let guard = match edge.admit(&headers, peer.ip()) {
+        Ok(guard) => guard,
+        Err(refused) => return refuse(&headers, refused),
+    };
     let events = shard.open_event_stream(StreamId::Project(project), types, since, guard);
-    let headers = [
-        (header::CONTENT_TYPE, "text/event-stream"),
-        (header::CACHE_CONTROL, "no-store"),
-        // Asks proxies that would collect a response before they pass it on not to.
-        (header::HeaderName::from_static("x-accel-buffering"), "no"),
-    ];
     let beginning = stream::iter([Bytes::from_static(RECONNECTION_TIME)]);
     let body = Body::from_stream(beginning.chain(events).map(Ok::<_, Infallible>));
-    Ok((headers, body).into_response())
+    Ok((HEADERS, body).into_response())
+}
+
+/// Says that there is no room. On any status but 200 a browser's `EventSource` gives up for good; after a stream that ends it
+/// comes back when it was told to.
+fn refuse(headers: &HeaderMap, refused: Refused) -> Result<Response, Problem> {
+    let retry_after_s = retry_after_s();
+    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    if !accepts.is_some_and(|accepts| accepts.contains("text/event-stream")) {
+        return Err(Problem::refused(refused, retry_after_s));
+    }
+    let body = format!(": {}\nretry: {}\n\n", refused.detail(), retry_after_s * 1000);
+    Ok((HEADERS, body).into_response())
 }
 
 /// `EPOCH:OFFSET`, as the last event's `id` said. An epoch may hold anything, so the last colon divides.

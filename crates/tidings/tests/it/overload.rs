@@ -76,7 +76,17 @@ async fn a_full_node_refuses_in_each_form_and_has_room_when_somebody_leaves() {
     check_problem(&upgrade(&service, &[]).await, "as many connections");
     check_problem(&request("GET", &service.url("/sse?project_id=p"), &[], b"").await, "as many connections");
     check_turned_away(&service, "", 1013, "overloaded").await;
-    check_counted(&service, "connections", 3.0).await;
+    // An `EventSource`, which on any other status would never come back.
+    let accept = [("accept", "text/event-stream")];
+    let ended = request("GET", &service.url("/sse?project_id=p"), &accept, b"").await;
+    assert_eq!((ended.status, ended.headers["content-type"].as_str()), (200, "text/event-stream"));
+    let retry = ended.text.lines().find_map(|line| line.strip_prefix("retry: ")).unwrap();
+    assert!(
+        (1000..=5000).contains(&retry.parse().unwrap()) && !ended.text.contains("data:"),
+        "{}",
+        ended.text
+    );
+    check_counted(&service, "connections", 4.0).await;
     assert_eq!(service.health().await["active_connections"], 2);
     service.publish(&json!({"type": "a.b", "project_id": "p"})).await;
     // Whoever has seen its own end has made room.
