@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import redis
 
-from tidings import _publisher
+from tidings import _publisher, _settings
 
 TESTS = Path(__file__).parent
 DEADLINE_S = 15.0
@@ -209,8 +209,8 @@ def fresh_settings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
     monkeypatch.delenv("REDIS_URL", raising=False)
     if "server" in request.fixturenames:
         monkeypatch.setenv("REDIS_URL", request.getfixturevalue("server").url)
-    monkeypatch.setattr(_publisher, "_configured", _publisher._Settings())
+    monkeypatch.setattr(_settings, "_configured", _settings.Settings())
     monkeypatch.setattr(_publisher, "_links", {})
-    _publisher._environment.cache_clear()
+    _settings._environment.cache_clear()
     yield
-    _publisher._environment.cache_clear()
+    _settings._environment.cache_clear()

@@ -18,7 +18,7 @@ import redis
 
 import tidings
 from conftest import Channel, free_port, wait_until
-from tidings import EventBroadcaster, SyncEventBroadcaster, _publisher
+from tidings import EventBroadcaster, SyncEventBroadcaster, _settings
 
 CALLS = [
     ("project_created", ("P", {"name": "One"})),
@@ -87,14 +87,13 @@ def test_an_instance_has_a_channel_of_its_own(server, channel, project):
 
 def test_settings_come_from_configure_then_the_environment_then_defaults(monkeypatch):
     def effective():
-        own = _publisher.RedisPublisher()._own
-        s = own.over(_publisher._configured).over(_publisher._environment()).over(_publisher._DEFAULTS)
+        s = _settings.effective(_settings.Settings())
         return s.redis_url, s.channel
 
     assert effective() == ("redis://localhost:6379/0", "websocket:broadcast")
     monkeypatch.setenv("REDIS_URL", "redis://e/1")
     monkeypatch.setenv("REDIS_CHANNEL", "")
-    _publisher._environment.cache_clear()
+    _settings._environment.cache_clear()
     assert effective() == ("redis://e/1", "websocket:broadcast")
     tidings.configure(redis_url="redis://c/2")
     tidings.configure(channel="mine")

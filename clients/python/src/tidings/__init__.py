@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._broadcaster import EventBroadcaster, SyncEventBroadcaster
-from ._publisher import PublishError, configure, lost_events
+from ._publisher import PublishError, lost_events
+from ._settings import configure
 
 if TYPE_CHECKING:
     from .celery import ProgressTask

@@ -16,6 +16,7 @@ from . import _events
 from ._attempts import stamp
 from ._events import Event
 from ._publisher import Message, RedisPublisher, default_publisher, prepare
+from ._settings import given
 
 P = ParamSpec("P")
 
@@ -70,21 +71,23 @@ class _Broadcaster:
         socket_timeout_s: float | None = None,
     ) -> None:
         self._publisher = RedisPublisher(
-            redis_url,
-            channel,
-            raise_errors=raise_errors,
-            connect_timeout_s=connect_timeout_s,
-            socket_timeout_s=socket_timeout_s,
+            given(
+                redis_url=redis_url,
+                channel=channel,
+                raise_errors=raise_errors,
+                connect_timeout_s=connect_timeout_s,
+                socket_timeout_s=socket_timeout_s,
+            )
         )
 
 
 class EventBroadcaster(_Broadcaster):
     """Publishes events from asyncio: `await EventBroadcaster.file_deleted("p1", "a.mp4")`.
 
-    Every method works on the class and on an instance with a `redis_url` or `channel` of its own, and returns
-    True when Redis has taken the event. Redis being away does not raise unless `raise_errors` is set: it is
-    logged and counted, the call returns False within about 3 s. A wrong argument raises ValueError or
-    TypeError.
+    Every method works on the class and on an instance with settings of its own, those of `tidings.configure`,
+    and returns True when Redis has taken the event. Redis being away does not raise unless `raise_errors` is
+    set: it is logged and counted, the call returns False within about 3 s. A wrong argument raises ValueError
+    or TypeError.
 
     Nothing is bound to an event loop: one thread of the process does the sending, in the order of the calls,
     also for loops that live for a single call. A cancelled caller does not take its event back.

@@ -1,0 +1,87 @@
+"""One command to Redis, tried once: over a pool of connections.
+
+Knows nothing of events. Tells what a failed try means: may the same bytes go out again, and is it worth it?
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, TypeAlias
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ._settings import masked
+
+Command: TypeAlias = tuple[str | bytes, ...]
+
+
+class TryError(Exception):
+    """A try failed. `executed` is None when nobody can tell; `hopeless`: the next would fail like it."""
+
+    def __init__(self, cause: Exception, *, executed: bool | None, hopeless: bool = False) -> None:
+        super().__init__(str(cause) or type(cause).__name__)
+        self.executed = executed
+        self.hopeless = hopeless
+
+
+class Connection:
+    """A pool of connections of our own: waits no longer than it was told, and never repeats a command."""
+
+    def __init__(self, url: str, connect_timeout_s: float, socket_timeout_s: float) -> None:
+        self.name = f"Redis at {masked(url)}"
+        self.hint = " Start it, or say where it is with REDIS_URL or tidings.configure(redis_url=...)."
+        self._url = url
+        self._timeouts = {"socket_connect_timeout": connect_timeout_s, "socket_timeout": socket_timeout_s}
+        self._lock = threading.Lock()
+        self._pool: redis.ConnectionPool | None = None
+
+    def execute(self, command: Command) -> None:
+        try:
+            pool = self._pool_of_this_process()
+            connection = _checked_out(pool)
+        except (redis.RedisError, OSError, ValueError) as error:
+            hopeless = isinstance(error, (redis.AuthenticationError, ValueError))
+            raise TryError(error, executed=False, hopeless=hopeless) from error
+        try:
+            _exchange(connection, command)
+        finally:
+            pool.release(connection)
+
+    def _pool_of_this_process(self) -> redis.ConnectionPool:
+        with self._lock:
+            if self._pool is None:
+                # The retries of redis-py multiply its timeouts and would send an event twice; RESP2 because
+                # with RESP3 the pool does not notice that Redis has closed an idle connection.
+                self._pool = redis.ConnectionPool.from_url(
+                    self._url, **self._timeouts, retry=Retry(NoBackoff(), 0), protocol=2
+                )
+            return self._pool
+
+
+def _checked_out(pool: redis.ConnectionPool) -> Any:
+    """A connection that is open and has nothing left to read; a stale one is opened anew by the pool."""
+    if redis.VERSION < (5, 3):
+        return pool.get_connection("PUBLISH")
+    return pool.get_connection()
+
+
+def _exchange(connection: Any, command: Command) -> None:
+    sent = False
+    try:
+        connection.send_command(*command, check_health=False)
+        sent = True
+        connection.read_response()
+    except (redis.exceptions.BusyLoadingError, redis.exceptions.ReadOnlyError) as error:
+        raise TryError(error, executed=False) from error
+    except redis.ResponseError as error:
+        raise TryError(error, executed=False, hopeless=True) from error
+    except (redis.RedisError, OSError) as error:
+        # A command that was not written to its end is never executed; after that, nobody can tell.
+        connection.disconnect()
+        raise TryError(error, executed=None if sent else False) from error
+    except BaseException:
+        # Interrupted half-way (a time limit, Ctrl-C): the reply must not be taken for the next command's.
+        connection.disconnect()
+        raise
