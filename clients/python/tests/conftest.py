@@ -1,4 +1,4 @@
-"""A real Redis on a free port, a listener on the channel, and real Celery workers."""
+"""A real Redis on a free port, readers of what is published, and real Celery workers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tidings import _publisher, _settings
 
 TESTS = Path(__file__).parent
 DEADLINE_S = 15.0
+NOTHING_ON_DISK = ("--save", "", "--appendonly", "no")
 
 
 def parse_strictly(text: str | bytes) -> Any:
@@ -45,29 +46,31 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Low enough for a Redis in cluster mode, which takes the port 10,000 above, too."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port + 10_000 < 65_536:
+            return port
 
 
 class RedisServer:
     """A Redis that can be stopped and started again on the same port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
+        self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
         program = shutil.which("redis-server")
         assert program, "the tests need redis-server on PATH"
-        self._process = subprocess.Popen(
-            [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-            cwd=self._folder,
-            stdout=subprocess.DEVNULL,
-        )
+        command = [program, *self._arguments, "--port", str(self.port), "--bind", "127.0.0.1"]
+        self._process = subprocess.Popen(command, cwd=self._folder, stdout=subprocess.DEVNULL)
         client = redis.Redis(port=self.port)
         wait_until(lambda: self._answers(client), "an answer from redis-server")
         client.close()
@@ -94,26 +97,20 @@ class RedisServer:
             return False
 
 
-class Channel:
-    """Everything that is published on the channel, in order, parsed strictly."""
+class Reader:
+    """Everything that is published at one place, in order, parsed strictly."""
 
-    def __init__(self, url: str, name: str = "websocket:broadcast") -> None:
-        self._client = redis.Redis.from_url(url)
-        self._pubsub = self._client.pubsub()
-        self._pubsub.subscribe(name)
+    def __init__(self, url: str) -> None:
+        # One shape of answers, whatever redis-py takes for its default.
+        self._client = redis.Redis.from_url(url, protocol=2)
         self._events: list[dict[str, Any]] = []
-        first = self._pubsub.get_message(timeout=DEADLINE_S)
-        assert first
-        assert first["type"] == "subscribe"
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._listen)
+        self._begin()
+        self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
     def of(self, project_id: str) -> list[dict[str, Any]]:
         return [event for event in list(self._events) if event.get("project_id") == project_id]
-
-    def all(self) -> list[dict[str, Any]]:
-        return list(self._events)
 
     def until(self, project_id: str, type_: str, count: int = 1) -> list[dict[str, Any]]:
         """The project's events, once `count` of the type are among them."""
@@ -130,14 +127,56 @@ class Channel:
     def close(self) -> None:
         self._closing.set()
         self._thread.join()
-        self._pubsub.close()
         self._client.close()
 
-    def _listen(self) -> None:
+    def _read(self) -> None:
         while not self._closing.is_set():
-            message = self._pubsub.get_message(timeout=0.05)
-            if message and message["type"] == "message":
-                self._events.append(parse_strictly(message["data"]))
+            self._events.extend(map(parse_strictly, self._next()))
+
+    def _begin(self) -> None:
+        """Returns when nothing that is published from now on can be missed."""
+        raise NotImplementedError
+
+    def _next(self) -> list[bytes]:
+        raise NotImplementedError
+
+
+class Ingest(Reader):
+    """Reads the ingest stream as the service does."""
+
+    def _begin(self) -> None:
+        newest: Any = self._client.xrevrange("tidings:ingest", count=1)
+        self._seen = newest[0][0] if newest else b"0"
+
+    def _next(self) -> list[bytes]:
+        answer: Any = self._client.xread({"tidings:ingest": self._seen}, block=50)
+        entries = answer[0][1] if answer else []
+        for self._seen, fields in entries:
+            assert list(fields) == [b"event"]
+        return [fields[b"event"] for _, fields in entries]
+
+
+class Channel(Reader):
+    """Listens to a plain channel."""
+
+    def __init__(self, url: str, name: str = "websocket:broadcast") -> None:
+        self._name = name
+        super().__init__(url)
+
+    def _begin(self) -> None:
+        self._pubsub = self._client.pubsub()
+        self._pubsub.subscribe(self._name)
+        first = self._pubsub.get_message(timeout=DEADLINE_S)
+        assert first
+        assert first["type"] == "subscribe"
+
+    def _next(self) -> list[bytes]:
+        message = self._pubsub.get_message(timeout=0.05)
+        return [message["data"]] if message and message["type"] == "message" else []
+
+    def close(self) -> None:
+        super().close()
+        self._pubsub.close()
 
 
 class Worker:
@@ -180,9 +219,14 @@ def broker(server: RedisServer) -> str:
     return f"redis://127.0.0.1:{server.port}/1"
 
 
+@pytest.fixture
+def project() -> str:
+    return f"p-{uuid.uuid4().hex[:8]}"
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    running = RedisServer(tmp_path_factory.mktemp("redis"))
+    running = RedisServer(tmp_path_factory.mktemp("redis"), *NOTHING_ON_DISK)
     yield running
     running.stop()
 
@@ -190,23 +234,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis that a test may stop."""
-    running = RedisServer(tmp_path)
+    running = RedisServer(tmp_path, *NOTHING_ON_DISK)
     yield running
     running.stop()
 
 
 @pytest.fixture
-def channel(server: RedisServer) -> Iterator[Channel]:
-    listening = Channel(server.url)
-    yield listening
-    listening.close()
+def published(server: RedisServer) -> Iterator[Reader]:
+    """What goes where everything goes unless told otherwise."""
+    reader = Ingest(server.url)
+    yield reader
+    reader.close()
 
 
 @pytest.fixture(autouse=True)
 def fresh_settings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """Each test begins as a process that has not published yet."""
-    monkeypatch.delenv("REDIS_CHANNEL", raising=False)
-    monkeypatch.delenv("REDIS_URL", raising=False)
+    for name in ("REDIS_URL", "TIDINGS_PUBLISH_TO", "REDIS_CHANNEL"):
+        monkeypatch.delenv(name, raising=False)
     if "server" in request.fixturenames:
         monkeypatch.setenv("REDIS_URL", request.getfixturevalue("server").url)
     monkeypatch.setattr(_settings, "_configured", _settings.Settings())

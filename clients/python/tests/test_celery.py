@@ -1,4 +1,4 @@
-"""Real workers, seen from the channel."""
+"""Real workers, seen from the ingest stream."""
 
 from __future__ import annotations
 
@@ -64,11 +64,6 @@ def worker(workers, pool):
 
 
 @pytest.fixture
-def project():
-    return f"p-{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture
 def send(app, worker):
     def send_to(name, *args, **options):
         full = name if "." in name or name == "set_in_body" else f"progress_app.{name}"
@@ -85,18 +80,18 @@ def ids(events):
     return [event["id"] for event in events if "id" in event]
 
 
-def settled(channel, send, project):
+def settled(published, send, project):
     """The project's events, once whatever else the worker had to say has been said."""
     marker = f"{project}-settled"
     send("steps", marker, 0)
-    channel.until(marker, "task.completed")
-    return channel.of(project)
+    published.until(marker, "task.completed")
+    return published.of(project)
 
 
 @every_pool
-def test_a_hundred_steps_arrive_in_order_with_their_percentages(send, channel, project):
+def test_a_hundred_steps_arrive_in_order_with_their_percentages(send, published, project):
     result = send("steps", project, 100)
-    events = channel.until(project, "task.completed")
+    events = published.until(project, "task.completed")
     assert types(events) == ["started", *["progress"] * 100, "completed"]
     assert [e["progress"] for e in events[1:-1]] == [
         {"current": n, "total": 100, "percentage": n} for n in range(1, 101)
@@ -109,10 +104,10 @@ def test_a_hundred_steps_arrive_in_order_with_their_percentages(send, channel, p
 
 
 @every_pool
-def test_existing_code_runs_unchanged_and_its_started_is_one_event(send, outcome, channel, project):
+def test_existing_code_runs_unchanged_and_its_started_is_one_event(send, outcome, published, project):
     result = send("existing_app.process_video", project, "videos/a.mp4")
     assert outcome(result) == {"status": "completed", "frames": 100}
-    events = channel.until(project, "task.completed")
+    events = published.until(project, "task.completed")
     assert types(events) == [*["started"] * 3, *["progress"] * 100, "completed"]
     assert len(set(ids(events[:3]))) == 1
     assert len(set(ids(events))) == 2
@@ -120,21 +115,21 @@ def test_existing_code_runs_unchanged_and_its_started_is_one_event(send, outcome
 
 
 @prefork
-def test_the_project_is_found_by_keyword_by_position_and_in_the_body(send, channel, project):
+def test_the_project_is_found_by_keyword_by_position_and_in_the_body(send, published, project):
     number = uuid.uuid4().int >> 96
     send("steps", kwargs={"count": 1, "project_id": f"{project}-kw"})
     send("steps", number, 1)
     send("steps", uuid.UUID(int=number), 1)
     send("set_in_body", {"project": f"{project}-body"})
     for name in (f"{project}-kw", str(number), str(uuid.UUID(int=number)), f"{project}-body"):
-        assert types(channel.until(name, "task.completed")) == ["started", "progress", "completed"]
-    assert channel.of(f"{project}-body")[0]["task_name"] == "set_in_body"
+        assert types(published.until(name, "task.completed")) == ["started", "progress", "completed"]
+    assert published.of(f"{project}-body")[0]["task_name"] == "set_in_body"
 
 
 @prefork
-def test_every_task_id_that_was_announced_is_ended(send, channel, project):
+def test_every_task_id_that_was_announced_is_ended(send, published, project):
     result = send("own_task_id", project, "mine")
-    events = channel.until(project, "task.completed", 2)
+    events = published.until(project, "task.completed", 2)
     assert [(e["type"], e["task_id"]) for e in events] == [
         ("task.started", result.id),
         ("task.progress", result.id),
@@ -146,24 +141,24 @@ def test_every_task_id_that_was_announced_is_ended(send, channel, project):
 
 
 @every_pool
-def test_a_failing_task_tells_its_error_and_traceback(send, channel, project):
+def test_a_failing_task_tells_its_error_and_traceback(send, published, project):
     send("failing", project)
-    started, failed = channel.until(project, "task.failed")
+    started, failed = published.until(project, "task.failed")
     assert (started["type"], failed["error"], failed["reason"]) == ("task.started", "boom", "error")
     assert "ValueError: boom" in failed["traceback"]
     assert "progress_app.py" in failed["traceback"]
 
 
 @prefork
-def test_an_exception_without_a_text_is_named_by_its_class(send, channel, project):
+def test_an_exception_without_a_text_is_named_by_its_class(send, published, project):
     send("failing", project, "")
-    assert channel.until(project, "task.failed")[-1]["error"] == "ValueError"
+    assert published.until(project, "task.failed")[-1]["error"] == "ValueError"
 
 
 @every_pool
-def test_retries_go_on_and_end_once(send, channel, project):
+def test_retries_go_on_and_end_once(send, published, project):
     send("flaky", project, 2)
-    events = channel.until(project, "task.completed")
+    events = published.until(project, "task.completed")
     assert [(e["type"], e["attempt"]) for e in events] == [
         ("task.started", 0),
         ("task.started", 1),
@@ -174,10 +169,10 @@ def test_retries_go_on_and_end_once(send, channel, project):
 
 
 @prefork
-def test_retries_that_run_out_fail_once(send, channel, project):
+def test_retries_that_run_out_fail_once(send, published, project):
     send("never", project)
-    channel.until(project, "task.failed")
-    events = settled(channel, send, project)
+    published.until(project, "task.failed")
+    events = settled(published, send, project)
     assert [(e["type"], e["attempt"]) for e in events] == [
         ("task.started", 0),
         ("task.started", 1),
@@ -186,156 +181,156 @@ def test_retries_that_run_out_fail_once(send, channel, project):
 
 
 @every_pool
-def test_a_task_revoked_before_it_began_fails(app, send, channel, project):
+def test_a_task_revoked_before_it_began_fails(app, send, published, project):
     result = send("steps", project, 5, countdown=2)
     app.control.revoke(result.id)
-    (failed,) = channel.until(project, "task.failed")
+    (failed,) = published.until(project, "task.failed")
     assert (failed["reason"], failed["attempt"], failed["task_id"]) == ("revoked", 0, result.id)
 
 
 @prefork
-def test_a_task_that_expires_fails(send, channel, project):
+def test_a_task_that_expires_fails(send, published, project):
     send("steps", project, 5, expires=-1)
-    (failed,) = channel.until(project, "task.failed")
+    (failed,) = published.until(project, "task.failed")
     assert failed["reason"] == "expired"
 
 
 @prefork
-def test_a_terminated_task_fails_once(app, send, channel, project):
+def test_a_terminated_task_fails_once(app, send, published, project):
     result = send("asleep", project)
-    channel.until(project, "task.progress")
+    published.until(project, "task.progress")
     app.control.revoke(result.id, terminate=True)
-    channel.until(project, "task.failed")
-    events = settled(channel, send, project)
+    published.until(project, "task.failed")
+    events = settled(published, send, project)
     assert types(events) == ["started", "progress", "failed"]
     assert events[-1]["reason"] == "revoked"
 
 
 @prefork
 @pytest.mark.parametrize("task", ["asleep", "busy"])
-def test_a_soft_time_limit_ends_the_task(send, channel, project, task):
+def test_a_soft_time_limit_ends_the_task(send, published, project, task):
     send(task, project, soft_time_limit=1)
-    events = channel.until(project, "task.failed")
+    events = published.until(project, "task.failed")
     assert events[-1]["reason"] == "time_limit"
     assert "SoftTimeLimitExceeded" in events[-1]["traceback"]
-    assert types(settled(channel, send, project)).count("failed") == 1
+    assert types(settled(published, send, project)).count("failed") == 1
 
 
 @prefork
-def test_a_hard_time_limit_ends_the_task_once(send, channel, project):
+def test_a_hard_time_limit_ends_the_task_once(send, published, project):
     result = send("asleep", project, time_limit=1)
-    channel.until(project, "task.failed")
-    events = settled(channel, send, project)
+    published.until(project, "task.failed")
+    events = settled(published, send, project)
     assert types(events) == ["started", "progress", "failed"]
     assert events[-1]["reason"] == "time_limit"
     assert events[-1]["id"] == f"celery:{result.id}:0:task.failed"
 
 
 @prefork
-def test_a_killed_process_fails_its_task_once(send, channel, project, tmp_path):
+def test_a_killed_process_fails_its_task_once(send, published, project, tmp_path):
     marker = tmp_path / "pid"
     send("asleep", project, str(marker))
-    channel.until(project, "task.progress")
+    published.until(project, "task.progress")
     os.kill(int(marker.read_text()), signal.SIGKILL)
-    channel.until(project, "task.failed")
-    events = settled(channel, send, project)
+    published.until(project, "task.failed")
+    events = settled(published, send, project)
     assert types(events) == ["started", "progress", "failed"]
     assert events[-1]["reason"] == "worker_lost"
 
 
 @prefork
-def test_the_attempt_of_a_killed_retry_is_known_to_the_main_process(send, channel, project):
+def test_the_attempt_of_a_killed_retry_is_known_to_the_main_process(send, published, project):
     send("kill_self", project, retries=2)
-    assert [e["attempt"] for e in channel.until(project, "task.failed")] == [2, 2]
+    assert [e["attempt"] for e in published.until(project, "task.failed")] == [2, 2]
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_task_that_exits_fails(send, channel, project, pool):
+def test_a_task_that_exits_fails(send, published, project, pool):
     """In the prefork pool both the process and, from Celery 5.7, the main process say so, with one id."""
     send("exits", project)
-    channel.until(project, "task.failed")
-    events = settled(channel, send, project)
+    published.until(project, "task.failed")
+    events = settled(published, send, project)
     assert set(types(events)) == {"started", "failed"}
     assert len(set(ids(events))) == 2
     assert {e["reason"] for e in events[1:]} == {"worker_lost"}
 
 
 @every_pool
-def test_an_ignored_task_does_not_spin(send, channel, project):
+def test_an_ignored_task_does_not_spin(send, published, project):
     send("ignored", project)
-    assert types(channel.until(project, "task.completed")) == ["started", "completed"]
+    assert types(published.until(project, "task.completed")) == ["started", "completed"]
 
 
 @every_pool
 @pytest.mark.parametrize("requeue", [False, True])
-def test_a_rejected_task_that_never_runs_again_fails(send, channel, project, requeue):
+def test_a_rejected_task_that_never_runs_again_fails(send, published, project, requeue):
     """Without acks_late the message is acknowledged before the task runs: requeueing it does nothing."""
     send("rejected", project, requeue)
-    channel.until(project, "task.failed")
-    events = settled(channel, send, project)
+    published.until(project, "task.failed")
+    events = settled(published, send, project)
     assert set(types(events)) == {"started", "failed"}
     assert len(set(ids(events))) == 2
     assert {e["reason"] for e in events[1:]} == {"rejected"}
 
 
 @every_pool
-def test_a_requeued_task_goes_on(send, channel, project, tmp_path):
+def test_a_requeued_task_goes_on(send, published, project, tmp_path):
     send("requeued_once", project, str(tmp_path / "seen"))
-    events = channel.until(project, "task.completed")
+    events = published.until(project, "task.completed")
     assert types(events) == ["started", "started", "completed"]
     assert len(set(ids(events))) == 2
 
 
 @prefork
-def test_a_replacement_ends_what_it_replaces(send, channel, project):
+def test_a_replacement_ends_what_it_replaces(send, published, project):
     result = send("replaced", project)
-    channel.until(project, "task.completed")
-    events = settled(channel, send, project)
+    published.until(project, "task.completed")
+    events = settled(published, send, project)
     assert types(events) == ["started", "started", "progress", "completed"]
     assert {e["task_id"] for e in events} == {result.id}
 
 
 @every_pool
 @pytest.mark.parametrize("fail", [False, True])
-def test_hooks_that_are_overridden_without_super_change_nothing(send, channel, project, fail):
+def test_hooks_that_are_overridden_without_super_change_nothing(send, published, project, fail):
     send("overridden", project, fail)
     end = "failed" if fail or not REQUEUES_AS_FAILED else "completed"
-    channel.until(project, f"task.{end}")
-    assert types(settled(channel, send, project)) == ["started", "progress", end]
+    published.until(project, f"task.{end}")
+    assert types(settled(published, send, project)) == ["started", "progress", end]
 
 
 @threads
-def test_tasks_at_the_same_time_never_mix_their_projects(send, channel, project):
+def test_tasks_at_the_same_time_never_mix_their_projects(send, published, project):
     results = {f"{project}-{n}": send("steps", f"{project}-{n}", 50, 0.005) for n in range(4)}
     for name, result in results.items():
-        events = channel.until(name, "task.completed")
+        events = published.until(name, "task.completed")
         assert types(events) == ["started", *["progress"] * 50, "completed"]
         assert {e["task_id"] for e in events} == {result.id}
         assert {e["metadata"]["project"] for e in events[1:-1]} == {name}
 
 
 @prefork
-def test_wrong_progress_and_odd_results_do_not_hurt_the_task(send, outcome, channel, project):
+def test_wrong_progress_and_odd_results_do_not_hurt_the_task(send, outcome, published, project):
     result = send("hostile", project, "progress")
-    events = channel.until(project, "task.completed")
+    events = published.until(project, "task.completed")
     assert types(events) == ["started", "progress", "completed"]
     assert events[-1]["result"] == "2026-01-02T00:00:00+00:00"
     assert outcome(result)
 
 
 @prefork
-def test_a_result_of_five_megabytes_is_left_out(send, channel, project):
+def test_a_result_of_five_megabytes_is_left_out(send, published, project):
     send("hostile", project, "large")
-    completed = channel.until(project, "task.completed")[-1]
+    completed = published.until(project, "task.completed")[-1]
     assert completed["omitted"] == ["result"]
     assert "result" not in completed
 
 
 @prefork
-def test_an_attempt_is_never_both_failed_and_completed(send, channel, project):
+def test_an_attempt_is_never_both_failed_and_completed(send, published, project):
     send("hand_sent_failure", project)
-    channel.until(project, "task.failed")
-    assert types(settled(channel, send, project)) == ["started", "failed"]
+    published.until(project, "task.failed")
+    assert types(settled(published, send, project)) == ["started", "failed"]
 
 
 @prefork
@@ -345,10 +340,10 @@ def test_a_task_without_a_project_runs_and_is_told_once(worker, outcome, send):
 
 
 @prefork
-def test_a_task_called_as_a_function_announces_nothing(send, channel, project):
+def test_a_task_called_as_a_function_announces_nothing(send, published, project):
     send("calls_another", project)
-    assert types(channel.until(project, "task.completed")) == ["started", "progress", "completed"]
-    assert channel.of("inner") == []
+    assert types(published.until(project, "task.completed")) == ["started", "progress", "completed"]
+    assert published.of("inner") == []
 
 
 @every_pool
@@ -365,7 +360,7 @@ def test_redis_for_events_away_costs_a_task_only_seconds(server, app, outcome, t
         worker.stop()
 
 
-def test_an_eager_task_publishes_too(server, channel, project, monkeypatch):
+def test_an_eager_task_publishes_too(server, published, project, monkeypatch):
     monkeypatch.setenv("TEST_BROKER", broker(server))
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     import progress_app
@@ -374,13 +369,13 @@ def test_an_eager_task_publishes_too(server, channel, project, monkeypatch):
     progress_app.failing.apply((project,))
     with pytest.raises(ValueError, match="boom"):
         progress_app.failing.apply((project,), throw=True)
-    assert types(channel.until(project, "task.failed", 2)) == [
+    assert types(published.until(project, "task.failed", 2)) == [
         *("started", "progress", "progress", "completed"),
         *("started", "failed") * 2,
     ]
 
 
-def test_values_set_outside_a_run_stay_in_their_thread(server, channel, project, monkeypatch):
+def test_values_set_outside_a_run_stay_in_their_thread(server, published, project, monkeypatch):
     monkeypatch.setenv("TEST_BROKER", broker(server))
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     import threading
@@ -395,7 +390,7 @@ def test_values_set_outside_a_run_stay_in_their_thread(server, channel, project,
     thread.join()
     assert (task.project_id, seen) == (project, [None])
     task.update_progress(1, 2)
-    assert channel.of(project) == []
+    assert published.of(project) == []
 
 
 def test_a_class_cannot_hide_the_properties():

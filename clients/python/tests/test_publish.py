@@ -11,14 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 
 import pytest
 import redis
 
 import tidings
-from conftest import Channel, free_port, wait_until
-from tidings import EventBroadcaster, SyncEventBroadcaster, _settings
+from conftest import Ingest, free_port, wait_until
+from tidings import EventBroadcaster, SyncEventBroadcaster
 
 CALLS = [
     ("project_created", ("P", {"name": "One"})),
@@ -39,11 +38,6 @@ CALLS = [
 ]
 
 
-@pytest.fixture
-def project():
-    return f"p-{uuid.uuid4().hex[:8]}"
-
-
 def filled(arguments, project):
     return [in_project(argument, project) for argument in arguments]
 
@@ -58,7 +52,7 @@ def bare(events):
     return [{k: v for k, v in event.items() if k != "timestamp"} for event in events]
 
 
-def test_both_broadcasters_publish_the_same_events_on_class_and_instance(server, channel, project):
+def test_both_broadcasters_publish_the_same_events_on_class_and_instance(server, published, project):
     async def publish_all(broadcaster):
         return [await getattr(broadcaster, name)(*filled(arguments, project)) for name, arguments in CALLS]
 
@@ -66,41 +60,11 @@ def test_both_broadcasters_publish_the_same_events_on_class_and_instance(server,
         assert all(getattr(broadcaster, name)(*filled(arguments, project)) for name, arguments in CALLS)
     for broadcaster in (EventBroadcaster, EventBroadcaster(redis_url=server.url)):
         assert all(asyncio.run(publish_all(broadcaster)))
-    wait_until(lambda: len(channel.of(project)) == 4 * len(CALLS), "all events")
-    seen = bare(channel.of(project))
+    wait_until(lambda: len(published.of(project)) == 4 * len(CALLS), "all events")
+    seen = bare(published.of(project))
     n = len(CALLS)
     assert seen[:n] == seen[n : 2 * n] == seen[2 * n : 3 * n] == seen[3 * n :]
     assert all("id" not in event for event in seen), "an id belongs to a running Celery task only"
-
-
-def test_an_instance_has_a_channel_of_its_own(server, channel, project):
-    other = Channel(server.url, "another")
-    try:
-        assert SyncEventBroadcaster(channel="another").file_deleted(project, "a")
-        assert SyncEventBroadcaster.file_deleted(project, "b")
-        other.until(project, "file.deleted")
-        channel.until(project, "file.deleted")
-        assert [e["file_path"] for e in other.of(project) + channel.of(project)] == ["a", "b"]
-    finally:
-        other.close()
-
-
-def test_settings_come_from_configure_then_the_environment_then_defaults(monkeypatch):
-    def effective():
-        s = _settings.effective(_settings.Settings())
-        return s.redis_url, s.channel
-
-    assert effective() == ("redis://localhost:6379/0", "websocket:broadcast")
-    monkeypatch.setenv("REDIS_URL", "redis://e/1")
-    monkeypatch.setenv("REDIS_CHANNEL", "")
-    _settings._environment.cache_clear()
-    assert effective() == ("redis://e/1", "websocket:broadcast")
-    tidings.configure(redis_url="redis://c/2")
-    tidings.configure(channel="mine")
-    assert effective() == ("redis://c/2", "mine")
-    for wrong in ({"redis_url": "localhost"}, {"redis_url": "redis+sentinel://h/m"}, {"channel": ""}):
-        with pytest.raises(ValueError, match=r"redis_url|channel"):
-            tidings.configure(**wrong)
 
 
 def test_a_password_is_never_logged_or_raised(caplog):
@@ -120,18 +84,18 @@ def test_wrong_arguments_raise_before_anything_is_sent():
         SyncEventBroadcaster.publish({"type": "a.b", "text": "x" * 2**20})
 
 
-def test_a_new_loop_for_every_call_keeps_the_order(server, channel, project):
+def test_a_new_loop_for_every_call_keeps_the_order(server, published, project):
     for step in range(200):
         loop = asyncio.new_event_loop()
         assert loop.run_until_complete(EventBroadcaster.task_progress("t", project, step, 200))
         loop.close()
-    events = channel.until(project, "task.progress", 200)
+    events = published.until(project, "task.progress", 200)
     assert [e["progress"]["current"] for e in events] == list(range(200))
 
 
 def test_loops_in_many_threads_at_once(own_server, project):
     tidings.configure(redis_url=own_server.url)
-    channel = Channel(own_server.url)
+    published = Ingest(own_server.url)
 
     def run(number):
         async def work():
@@ -146,17 +110,17 @@ def test_loops_in_many_threads_at_once(own_server, project):
         thread.start()
     for thread in threads:
         thread.join()
-    events = channel.until(project, "file.deleted", 400)
+    events = published.until(project, "file.deleted", 400)
     for number in range(8):
         mine = [e["file_path"] for e in events if e["file_path"].startswith(f"{number}/")]
         assert mine == [f"{number}/{i}" for i in range(50)]
-    channel.close()
+    published.close()
     with redis.Redis.from_url(own_server.url) as client:
-        connected = len([c for c in client.client_list() if c["cmd"] == "publish"])
+        connected = len([c for c in client.client_list() if c["cmd"] == "xadd"])
     assert connected == 1, "one thread sends for all loops"
 
 
-def test_a_cancelled_caller_does_not_take_its_event_back(server, channel, project):
+def test_a_cancelled_caller_does_not_take_its_event_back(server, published, project):
     async def work():
         tasks = [asyncio.create_task(EventBroadcaster.file_deleted(project, str(i))) for i in range(50)]
         await asyncio.sleep(0)
@@ -165,10 +129,10 @@ def test_a_cancelled_caller_does_not_take_its_event_back(server, channel, projec
         await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(work())
-    channel.until(project, "file.deleted", 50)
+    published.until(project, "file.deleted", 50)
 
 
-def test_what_is_under_way_when_the_interpreter_ends_is_still_sent(server, channel, project):
+def test_what_is_under_way_when_the_interpreter_ends_is_still_sent(server, published, project):
     code = (
         "import asyncio, tidings\n"
         "async def main():\n"
@@ -180,11 +144,11 @@ def test_what_is_under_way_when_the_interpreter_ends_is_still_sent(server, chann
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     )
-    channel.until(project, "file.deleted", 20)
+    published.until(project, "file.deleted", 20)
     assert done.stderr == ""
 
 
-def test_parent_and_child_publish_after_a_fork(server, channel, project):
+def test_parent_and_child_publish_after_a_fork(server, published, project):
     assert SyncEventBroadcaster.file_deleted(project, "before")
     asyncio.run(EventBroadcaster.file_deleted(project, "before async"))
     child = os.fork()
@@ -196,11 +160,11 @@ def test_parent_and_child_publish_after_a_fork(server, channel, project):
     assert os.waitpid(child, 0)[1] == 0
     assert SyncEventBroadcaster.file_deleted(project, "parent")
     assert asyncio.run(EventBroadcaster.file_deleted(project, "parent async"))
-    events = channel.until(project, "file.deleted", 6)
+    events = published.until(project, "file.deleted", 6)
     assert len({e["file_path"] for e in events}) == 6
 
 
-def test_forks_while_other_threads_publish(server, channel, project):
+def test_forks_while_other_threads_publish(server, published, project):
     stop = threading.Event()
 
     def busy():
@@ -220,7 +184,7 @@ def test_forks_while_other_threads_publish(server, channel, project):
         stop.set()
         for thread in threads:
             thread.join()
-    channel.until(project, "file.deleted", 10)
+    published.until(project, "file.deleted", 10)
 
 
 def losses(caplog):
@@ -297,12 +261,12 @@ def test_a_durable_event_outlives_a_short_outage(own_server):
 
 
 class Silent:
-    """Reads a PUBLISH and hangs up instead of answering: nobody can tell whether it was executed."""
+    """Reads an event and hangs up instead of answering: nobody can tell whether it was executed."""
 
     def __init__(self):
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._socket.getsockname()[1]}/0"
-        self.publishes = 0
+        self.events = 0
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self):
@@ -313,8 +277,8 @@ class Silent:
                 return
             with peer:
                 while data := peer.recv(65536):
-                    if b"PUBLISH" in data:
-                        self.publishes += 1
+                    if b"XADD" in data:
+                        self.events += 1
                         break
                     peer.sendall(b"+OK\r\n" * (data.count(b"SETINFO") or 1))
 
@@ -326,9 +290,9 @@ def test_an_event_is_sent_twice_only_if_its_id_makes_it_one():
     silent = Silent()
     tidings.configure(redis_url=silent.url)
     assert SyncEventBroadcaster.publish({"type": "a.b"}) is False
-    assert silent.publishes == 1
+    assert silent.events == 1
     assert SyncEventBroadcaster.publish({"type": "a.b", "id": "x"}) is False
-    assert silent.publishes == 4
+    assert silent.events == 4
     silent.close()
 
 

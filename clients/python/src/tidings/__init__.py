@@ -1,7 +1,8 @@
 """Publishes project events to the Tidings service, through Redis.
 
 `EventBroadcaster` for asyncio, `SyncEventBroadcaster` for everything else, `ProgressTask` as the base class
-of Celery tasks. `configure` says where Redis is (otherwise `REDIS_URL` and `REDIS_CHANNEL` do).
+of Celery tasks. `configure` says where Redis is, and whether events go to the ingest stream (the default) or
+to a pub/sub channel (otherwise `REDIS_URL`, `TIDINGS_PUBLISH_TO` and `REDIS_CHANNEL` do).
 """
 
 from __future__ import annotations

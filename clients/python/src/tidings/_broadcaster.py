@@ -16,7 +16,7 @@ from . import _events
 from ._attempts import stamp
 from ._events import Event
 from ._publisher import Message, RedisPublisher, default_publisher, prepare
-from ._settings import given
+from ._settings import RedisClient, To, given
 
 P = ParamSpec("P")
 
@@ -66,6 +66,9 @@ class _Broadcaster:
         redis_url: str | None = None,
         channel: str | None = None,
         *,
+        client: RedisClient | None = None,
+        to: To | None = None,
+        ingest_length_max: int | None = None,
         raise_errors: bool | None = None,
         connect_timeout_s: float | None = None,
         socket_timeout_s: float | None = None,
@@ -73,7 +76,10 @@ class _Broadcaster:
         self._publisher = RedisPublisher(
             given(
                 redis_url=redis_url,
+                client=client,
+                to=to,
                 channel=channel,
+                ingest_length_max=ingest_length_max,
                 raise_errors=raise_errors,
                 connect_timeout_s=connect_timeout_s,
                 socket_timeout_s=socket_timeout_s,

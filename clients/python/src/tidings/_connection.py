@@ -1,4 +1,4 @@
-"""One command to Redis, tried once: over a pool of connections.
+"""One command to Redis, tried once: over connections of our own, or through a client of the application's.
 
 Knows nothing of events. Tells what a failed try means: may the same bytes go out again, and is it worth it?
 """
@@ -6,27 +6,52 @@ Knows nothing of events. Tells what a failed try means: may the same bytes go ou
 from __future__ import annotations
 
 import threading
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    ReadOnlyError,
+    TryAgainError,
+)
 from redis.retry import Retry
 
-from ._settings import masked
+from ._encode import pass_on_time_limit
+from ._settings import RedisClient, checked_url, masked
 
-Command: TypeAlias = tuple[str | bytes, ...]
+Command: TypeAlias = tuple[str | bytes | int, ...]
+
+# Answers that say "not now": Redis starts, or another node is becoming the primary.
+_PASSING = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 
 
 class TryError(Exception):
     """A try failed. `executed` is None when nobody can tell; `hopeless`: the next would fail like it."""
 
     def __init__(self, cause: Exception, *, executed: bool | None, hopeless: bool = False) -> None:
-        super().__init__(str(cause) or type(cause).__name__)
+        super().__init__(_told(cause))
         self.executed = executed
         self.hopeless = hopeless
 
 
-class Connection:
+class Connection(Protocol):
+    """A way to one Redis, safe to share between threads."""
+
+    name: str
+    """What it is called in what a user reads."""
+
+    hint: str
+    """What helps when nothing answers there."""
+
+    def execute(self, command: Command) -> None:
+        """Returns when Redis has executed the command, else raises TryError."""
+
+
+class OwnConnection:
     """A pool of connections of our own: waits no longer than it was told, and never repeats a command."""
 
     def __init__(self, url: str, connect_timeout_s: float, socket_timeout_s: float) -> None:
@@ -52,12 +77,33 @@ class Connection:
     def _pool_of_this_process(self) -> redis.ConnectionPool:
         with self._lock:
             if self._pool is None:
+                checked_url(self._url)
                 # The retries of redis-py multiply its timeouts and would send an event twice; RESP2 because
                 # with RESP3 the pool does not notice that Redis has closed an idle connection.
                 self._pool = redis.ConnectionPool.from_url(
                     self._url, **self._timeouts, retry=Retry(NoBackoff(), 0), protocol=2
                 )
             return self._pool
+
+
+class ClientConnection:
+    """A client of the application's, with its timeouts and retries."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self.name = f"Redis by the {type(client).__name__} that was given as client"
+        self.hint = ""
+        self._client = client
+
+    def execute(self, command: Command) -> None:
+        try:
+            self._client.execute_command(*command)
+        except redis.ResponseError as error:
+            raise _refused(error) from error
+        except BusyLoadingError as error:
+            raise TryError(error, executed=False) from error
+        except Exception as error:
+            pass_on_time_limit(error)
+            raise TryError(error, executed=None) from error
 
 
 def _checked_out(pool: redis.ConnectionPool) -> Any:
@@ -73,10 +119,12 @@ def _exchange(connection: Any, command: Command) -> None:
         connection.send_command(*command, check_health=False)
         sent = True
         connection.read_response()
-    except (redis.exceptions.BusyLoadingError, redis.exceptions.ReadOnlyError) as error:
+    except _PASSING as error:
+        # Not kept: when the name points to another primary by now, only a new connection finds it.
+        connection.disconnect()
         raise TryError(error, executed=False) from error
     except redis.ResponseError as error:
-        raise TryError(error, executed=False, hopeless=True) from error
+        raise _refused(error) from error
     except (redis.RedisError, OSError) as error:
         # A command that was not written to its end is never executed; after that, nobody can tell.
         connection.disconnect()
@@ -85,3 +133,13 @@ def _exchange(connection: Any, command: Command) -> None:
         # Interrupted half-way (a time limit, Ctrl-C): the reply must not be taken for the next command's.
         connection.disconnect()
         raise
+
+
+def _refused(error: redis.ResponseError) -> TryError:
+    return TryError(error, executed=False, hopeless=not isinstance(error, _PASSING))
+
+
+def _told(cause: Exception) -> str:
+    if isinstance(cause, AskError):  # MOVED too: all that its text has is a slot and an address
+        return "it belongs to a Redis Cluster: give tidings.configure(client=redis.RedisCluster(...))"
+    return str(cause) or type(cause).__name__

@@ -13,10 +13,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from ._connection import Connection, TryError
+from ._connection import ClientConnection, Command, Connection, OwnConnection, TryError
 from ._encode import encode
-from ._settings import Settings, effective
+from ._settings import (
+    INGEST_FIELD,
+    INGEST_STREAM,
+    GivenClient,
+    Settings,
+    checked_target,
+    effective,
+)
 
 # Only the newest progress counts, so one is not worth a wait.
 _DROPPABLE = ("task.progress", "process.progress")
@@ -119,7 +127,7 @@ class _Link:
             time.sleep(pause_s)
             began_s = time.monotonic()
             try:
-                self._connection.execute(("PUBLISH", str(settings.channel), message.body))
+                self._connection.execute(_command(settings, message.body))
             except TryError as failure:
                 reason, hint = str(failure), "" if failure.hopeless else self._connection.hint
                 self._open_breaker(began_s)
@@ -166,6 +174,19 @@ class _Link:
             )
 
 
+def _command(settings: Settings, body: bytes) -> Command:
+    try:
+        checked_target("TIDINGS_PUBLISH_TO", settings.to)
+    except ValueError as error:
+        raise TryError(error, executed=False, hopeless=True) from error
+    if settings.to == "channel":
+        return "PUBLISH", str(settings.channel), body
+    bound: Command = ()
+    if settings.ingest_length_max is not None:
+        bound = ("MAXLEN", "~", settings.ingest_length_max)
+    return "XADD", INGEST_STREAM, *bound, "*", INGEST_FIELD, body
+
+
 def _allows_another(failure: TryError, message: Message) -> bool:
     return not failure.hopeless and (failure.executed is False or message.repeatable)
 
@@ -173,19 +194,23 @@ def _allows_another(failure: TryError, message: Message) -> bool:
 _lost = _Lost()
 _default_publisher = RedisPublisher()
 _links: dict[tuple[str, float, float], _Link] = {}
+# Forgotten with the broadcaster that was given the client.
+_links_of_clients: WeakKeyDictionary[GivenClient, _Link] = WeakKeyDictionary()
 _links_lock = threading.Lock()
 
 
 def _link(settings: Settings) -> _Link:
-    key = (
-        str(settings.redis_url),
-        float(settings.connect_timeout_s or 0),
-        float(settings.socket_timeout_s or 0),
-    )
+    server = settings.server
     with _links_lock:
+        if isinstance(server, GivenClient):
+            link = _links_of_clients.get(server)
+            if link is None:
+                link = _links_of_clients[server] = _Link(ClientConnection(server.client))
+            return link
+        key = str(server), float(settings.connect_timeout_s or 0), float(settings.socket_timeout_s or 0)
         link = _links.get(key)
         if link is None:
-            link = _links[key] = _Link(Connection(*key))
+            link = _links[key] = _Link(OwnConnection(*key))
         return link
 
 
@@ -195,6 +220,7 @@ def _after_fork_in_child() -> None:
     global _links_lock, _lost
     _links_lock = threading.Lock()
     _links.clear()
+    _links_of_clients.clear()
     _lost = _Lost()
 
 

@@ -79,8 +79,8 @@ class ProgressTask(Task):  # type: ignore[misc, unused-ignore]
 
     Each attempt sends `task.started` and, exactly one of them, `task.completed` or `task.failed`; a retry is
     not an end. The project is the argument `project_id`, by keyword or by position; where there is none, the
-    task's code sets `self.project_id`. Events go where `tidings.configure`, `REDIS_URL` and `REDIS_CHANNEL`
-    say.
+    task's code sets `self.project_id`. Events go where `tidings.configure` or the environment say, to the
+    ingest stream unless told otherwise.
 
     A worker process that is killed, and a hard time limit, are reported by the worker's main process, which
     knows the project from the arguments alone and not what the task's code has set.
