@@ -22,6 +22,8 @@ from websockets.typing import Subprotocol
 
 FOLDER = Path(__file__).parent
 DEADLINE_S = 60.0
+# Where the package publishes. "ingest", its default, when the service reads the ingest stream.
+PUBLISH_TO = "channel"
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
@@ -58,7 +60,11 @@ class Process:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                arguments, cwd=FOLDER, stdout=output, stderr=output, env={**os.environ, **environment}
+                arguments,
+                cwd=FOLDER,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "TIDINGS_PUBLISH_TO": PUBLISH_TO, **environment},
             )
 
     def stop(self) -> None:
