@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{SETTINGS, Setting, table::LATER};
+use super::{
+    SETTINGS, Setting,
+    table::{LATER, OF_PUBLISHERS},
+};
 
 /// What the command line says about settings.
 #[derive(Clone, Debug, Default)]
@@ -206,7 +209,7 @@ impl Layers {
                 self.set(setting, text.trim().to_owned(), Origin::SecretFile(value.into()));
             } else if LATER.contains(&name.as_str()) {
                 self.warnings.push(format!("{name} has no effect in this version"));
-            } else if name.starts_with("TIDINGS_") {
+            } else if name.starts_with("TIDINGS_") && !OF_PUBLISHERS.contains(&name.as_str()) {
                 self.warnings.push(unknown(name, Some(origin.clone())).to_string());
             }
         }
@@ -379,12 +382,17 @@ mod tests {
         assert!(error.contains("redis_chanel") && error.contains("did you mean `redis_channel`?"), "{error}");
         let layers = Layers::load(
             &Flags::default(),
-            &variables(&[("TIDINGS_LISTN", "x"), ("TIDINGS_TLS_CERT", "x")]),
+            &variables(&[
+                ("TIDINGS_LISTN", "x"),
+                ("TIDINGS_TLS_CERT", "x"),
+                ("TIDINGS_PUBLISH_TO", "channel"),
+            ]),
             None,
         );
         let warnings = layers.unwrap().warnings.join("\n");
         assert!(warnings.contains("did you mean `TIDINGS_LISTEN`?"), "{warnings}");
         assert!(warnings.contains("TIDINGS_TLS_CERT has no effect"), "{warnings}");
+        assert!(!warnings.contains("TIDINGS_PUBLISH_TO"), "{warnings}");
     }
 
     #[test]

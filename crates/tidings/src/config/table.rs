@@ -157,6 +157,9 @@ pub static SETTINGS: [Setting; 39] = [
     plain("RUST_LOG", Some("info"), "what is logged"),
 ];
 
+/// Variables that the Python package reads: one environment is often shared by all processes of an installation.
+pub(super) const OF_PUBLISHERS: [&str; 1] = ["TIDINGS_PUBLISH_TO"];
+
 /// Variables of the contract that a later version gives a meaning: their own warning instead of "unknown".
 pub(super) const LATER: [&str; 9] = [
     "TIDINGS_SESSION_SECRET",
