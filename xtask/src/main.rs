@@ -5,6 +5,7 @@
 mod conformance;
 mod generate;
 mod lint;
+mod servers;
 mod setup;
 mod test;
 
@@ -34,6 +35,11 @@ enum Task {
     Generate,
     /// Install what the tests need, and nothing else
     Setup,
+    /// Unpack Redis and Valkey servers of many versions into `target/redis`
+    RedisVersions {
+        /// Only these, such as `redis-6.2`
+        names: Vec<String>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -46,6 +52,7 @@ fn main() -> anyhow::Result<()> {
             setup::redis()?;
             setup::python().map(|_| ())
         }
+        Task::RedisVersions { names } => servers::unpack(&names),
     }
 }
 
