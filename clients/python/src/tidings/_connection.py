@@ -140,6 +140,7 @@ def _refused(error: redis.ResponseError) -> TryError:
 
 
 def _told(cause: Exception) -> str:
-    if isinstance(cause, AskError):  # MOVED too: all that its text has is a slot and an address
+    # Redis' own text in older redis-py; newer ones keep a slot and an address of it.
+    if isinstance(cause, AskError) or str(cause).startswith(("MOVED ", "ASK ")):
         return "it belongs to a Redis Cluster: give tidings.configure(client=redis.RedisCluster(...))"
     return str(cause) or type(cause).__name__
