@@ -234,7 +234,10 @@ impl Server {
             () = failed.cancelled() => tracing::error!("a shard has ended; stopping"),
         }
         edge.draining.store(true, Ordering::Relaxed);
-        sources.cancel();
+        if edge.node.redis().is_some() {
+            // Another node goes on with what all share. A node of its own listens to the end.
+            sources.cancel();
+        }
         drain(&edge, &failed).await;
         let has_failed = failed.is_cancelled();
         stop_upkeep.cancel();

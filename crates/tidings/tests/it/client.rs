@@ -19,6 +19,8 @@ use crate::fixture::{DEADLINE, Service};
 pub(crate) struct Client {
     socket: WebSocketStream<TcpStream>,
     pub(crate) established: Value,
+    /// What it was told of sources that could not be heard, and were again.
+    pub(crate) notices: Vec<Value>,
 }
 
 impl Client {
@@ -46,7 +48,7 @@ impl Client {
 
     /// Takes a socket after its handshake.
     pub(crate) async fn established(socket: WebSocketStream<TcpStream>) -> Self {
-        let mut client = Self { socket, established: Value::Null };
+        let mut client = Self { socket, established: Value::Null, notices: Vec::new() };
         client.established = client.next().await;
         assert_eq!(client.established["type"], "connection.established");
         client
@@ -73,12 +75,18 @@ impl Client {
         self.next().await
     }
 
-    /// The next message.
+    /// The next message that is no notice.
     pub(crate) async fn next(&mut self) -> Value {
         loop {
             let message = timeout(DEADLINE, self.socket.next()).await.expect("a message in time");
             match message.expect("an open connection").unwrap() {
-                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+                Message::Text(text) => {
+                    let message: Value = serde_json::from_str(&text).unwrap();
+                    if !matches!(message["type"].as_str(), Some("system.degraded" | "system.recovered")) {
+                        return message;
+                    }
+                    self.notices.push(message);
+                }
                 Message::Ping(_) | Message::Pong(_) => {}
                 other => panic!("unexpected {other:?}"),
             }

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -77,12 +77,17 @@ async fn rubbish_on_the_channel_is_counted_and_disturbs_nothing() {
 async fn what_is_published_while_redis_is_busy_still_comes() {
     let (redis, service, mut client) = listening().await;
     redis.pause();
-    until("the silence being noticed", || async { service.health().await["redis_connected"] == false }).await;
+    let is_down = || async { service.metric(r#"tidings_source_up{source="redis_channel"}"#).await < 0.5 };
+    until("the silence being noticed", is_down).await;
+    assert_eq!(service.health().await["redis_connected"], false);
     let publishing = redis.publish_in_background(br#"{"type":"a.b","project_id":"p"}"#);
     redis.go_on();
     assert_eq!(publishing.join().unwrap(), 1);
     assert_eq!(client.next().await["offset"], 1);
     connected(&service).await;
+    client.nothing_waits().await;
+    let told: Vec<_> = client.notices.iter().map(|notice| (&notice["type"], &notice["gap"])).collect();
+    assert_eq!(told, [(&json!("system.degraded"), &Value::Null), (&json!("system.recovered"), &json!("none"))]);
     let losses = service.metric(r#"tidings_source_losses_total{source="redis_channel"}"#).await;
     assert!((losses - 1.0).abs() < 0.1, "{losses}");
 }
@@ -126,7 +131,7 @@ impl Proxy {
 async fn a_connection_that_died_without_a_word_is_replaced() {
     let redis = Redis::started().await;
     let proxy = Proxy::before(&redis).await;
-    let service = Service::with(&[("REDIS_URL", &proxy.url)]);
+    let service = Service::with(&[("REDIS_URL", &proxy.url), ("TIDINGS_ENGINE", "embedded")]);
     connected(&service).await;
     let mut client = Client::subscribed(&service, "p").await;
     redis.publish(br#"{"type":"a.b","project_id":"p"}"#).await;
