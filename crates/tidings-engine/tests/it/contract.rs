@@ -55,9 +55,13 @@ pub(crate) use contract_tests;
 
 /// Notes what an engine delivers.
 #[derive(Debug, Default)]
-pub(crate) struct Deliveries(Mutex<Vec<(StreamId, Arc<Record>)>>);
+pub(crate) struct Deliveries(Mutex<Vec<(StreamId, Arc<Record>)>>, Mutex<Vec<StreamId>>);
 
 impl Deliver for Deliveries {
+    fn rejoin(&self, stream: &StreamId, _: &Position) {
+        self.1.lock().push(stream.clone());
+    }
+
     fn deliver(&self, stream: &StreamId, position: &Position, records: &[Arc<Record>]) {
         assert_eq!(records.last().map(|record| record.offset), Some(position.offset));
         self.0.lock().extend(records.iter().map(|record| (stream.clone(), Arc::clone(record))));
@@ -78,6 +82,16 @@ impl Deliveries {
             offsets(&self.of(stream))
         );
         self.of(stream)
+    }
+
+    /// Waits until the subscribers of a stream are told to join again.
+    pub(crate) async fn rejoined(&self, stream: &StreamId) {
+        let told = tokio::time::timeout(Duration::from_secs(30), async {
+            while !self.1.lock().contains(stream) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        assert!(told.await.is_ok(), "the subscribers of {stream} are not told");
     }
 
     fn of(&self, stream: &StreamId) -> Vec<Arc<Record>> {

@@ -57,6 +57,11 @@ impl Redis {
         }
     }
 
+    async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
     async fn engine(&self) -> (RedisEngine, Arc<Deliveries>) {
         let address = RedisAddress::parse(&format!("redis://127.0.0.1:{}", self.port)).unwrap();
         let servers = Arc::new(Servers::find(address).await.unwrap());
@@ -75,6 +80,20 @@ impl Redis {
         let engine = RedisEngine::start(servers, options, system_clock(), deliver, vigil).await.unwrap();
         (engine, deliveries)
     }
+}
+
+/// Two nodes on one Redis.
+async fn two(redis: &Redis) -> [(RedisEngine, Arc<Deliveries>); 2] {
+    let both = [redis.engine().await, redis.engine().await];
+    for (engine, _) in &both {
+        engine.follow(&stream("p"));
+        engine.position(&stream("p")).await.unwrap();
+    }
+    both
+}
+
+fn numbered(n: usize) -> tidings_protocol::Event {
+    event(&json!({"type": "a.b", "project_id": "p", "n": n, "filler": "x".repeat(100)}))
 }
 
 impl Drop for Redis {
@@ -115,4 +134,162 @@ mod when_nobody_follows {
         the_state_is_the_fold_of_the_stream,
         a_large_state_is_cut_and_says_so,
     }
+}
+
+#[tokio::test]
+async fn every_node_is_delivered_the_same_whoever_appends() {
+    let redis = Redis::start();
+    let both = two(&redis).await;
+    for n in 0..50 {
+        both[n % 2].0.append(vec![numbered(n)]).await.unwrap();
+    }
+    let mut seen = Vec::new();
+    for (engine, deliveries) in &both {
+        let delivered = deliveries.up_to(&stream("p"), 50).await;
+        seen.push(delivered.iter().map(|record| record.json().to_vec()).collect::<Vec<_>>());
+        assert_eq!(engine.position(&stream("p")).await.unwrap().offset, 50);
+    }
+    assert_eq!(seen[0].len(), 50);
+    assert_eq!(seen[0], seen[1]);
+}
+
+/// The log is replaced by snapshots, and whoever comes later finds the same as whoever was there.
+#[tokio::test]
+async fn a_long_stream_is_kept_in_a_snapshot_and_a_short_log() {
+    let redis = Redis::start();
+    let (engine, deliveries) = redis.engine().await;
+    engine.follow(&stream("p"));
+    let start = engine.position(&stream("p")).await.unwrap();
+    let progress = |task: usize| {
+        let progress = json!({"current": task, "total": 10_000});
+        let task = format!("t{}", task % 7);
+        event(
+            &json!({"type": "task.progress", "project_id": "p", "task_id": task, "progress": progress, "id": format!("{task}-{progress}")}),
+        )
+    };
+    for round in 0..40 {
+        engine.append((0..250).map(|n| progress(250 * round + n)).collect()).await.unwrap();
+        engine.append(vec![numbered(round)]).await.unwrap();
+    }
+    deliveries.up_to(&stream("p"), 40 * 251).await;
+    let fields = || async {
+        let mut connection = redis.connection().await;
+        redis::cmd("HLEN").arg("tidings:{p}").query_async::<usize>(&mut connection).await.unwrap()
+    };
+    // A snapshot is asked for at most every two seconds.
+    let mut appended = 40 * 251;
+    let shortened = tokio::time::timeout(Duration::from_secs(30), async {
+        while fields().await > 3000 {
+            engine.append(vec![progress(appended)]).await.unwrap();
+            appended += 1;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    assert!(shortened.await.is_ok(), "{} fields", fields().await);
+    let (later, _) = redis.engine().await;
+    let everything = TypeFilter::everything();
+    let mut told = Vec::new();
+    for engine in [&engine, &later] {
+        let missed = engine.history(&stream("p"), Some(&start), contract::at_most(10_000)).await.unwrap();
+        let CatchUp::State(state) = engine.join(&stream("p"), None, &everything).await.unwrap().catch_up
+        else {
+            panic!("without `since` there is nothing to recover")
+        };
+        let offsets: Vec<_> = missed.records.iter().map(|record| record.offset).collect();
+        let mut tasks: Vec<_> = state.tasks.iter().map(ToString::to_string).collect();
+        tasks.sort();
+        told.push((missed.complete, missed.position, offsets, tasks));
+    }
+    assert_eq!(told[0], told[1]);
+    assert_eq!(told[0].3.len(), 7);
+    // The newest events are known by their ids, whoever is asked.
+    let again = later.append(vec![progress(appended - 1)]).await.unwrap();
+    assert_eq!(again[0].position.offset, u64::try_from(appended).unwrap());
+}
+
+#[tokio::test]
+async fn a_redis_that_lost_everything_begins_a_new_life_that_everybody_is_told_of() {
+    let mut redis = Redis::start();
+    let [(one, ones), (other, others)] = two(&redis).await;
+    one.append((0..5).map(numbered).collect()).await.unwrap();
+    let before = one.position(&stream("p")).await.unwrap();
+    others.up_to(&stream("p"), 5).await;
+    redis.kill();
+    let refused = one.append(vec![numbered(5)]).await;
+    assert!(refused.is_err(), "{refused:?}");
+    redis.start_again();
+    for deliveries in [&ones, &others] {
+        deliveries.rejoined(&stream("p")).await;
+    }
+    for engine in [&one, &other] {
+        let after = engine.position(&stream("p")).await.unwrap();
+        assert_ne!(after.epoch, before.epoch);
+        assert_eq!(after.offset, 0);
+        let joined = engine.join(&stream("p"), Some(&before), &TypeFilter::everything()).await.unwrap();
+        assert!(matches!(joined.catch_up, CatchUp::State(_)), "what is lost is not recovered");
+    }
+    assert_eq!(other.append(vec![numbered(6)]).await.unwrap()[0].position.offset, 1);
+}
+
+/// A node that does not hear what is published finds it within one interval.
+#[tokio::test]
+async fn what_pubsub_loses_is_read_within_an_interval() {
+    let redis = Redis::start();
+    let [(one, _), (_, others)] = two(&redis).await;
+    let mut connection = redis.connection().await;
+    one.append(vec![numbered(1)]).await.unwrap();
+    others.up_to(&stream("p"), 1).await;
+    // An append that is not published.
+    let copy = "local n = redis.call('HINCRBY', KEYS[1], 'o', 1) redis.call('HSET', KEYS[1], n, redis.call('HGET', KEYS[1], n - 1)) return n";
+    let _: u64 =
+        redis::cmd("EVAL").arg(copy).arg(1).arg("tidings:{p}").query_async(&mut connection).await.unwrap();
+    assert_eq!(others.up_to(&stream("p"), 2).await.len(), 2);
+}
+
+/// Killed connections of subscribers are replaced, and what was published meanwhile is read.
+#[tokio::test]
+async fn killed_subscribers_miss_nothing() {
+    let redis = Redis::start();
+    let [(one, ones), (_, others)] = two(&redis).await;
+    let mut connection = redis.connection().await;
+    for n in 0..200 {
+        if n % 50 == 25 {
+            let _: u64 = redis::cmd("CLIENT")
+                .arg("KILL")
+                .arg("TYPE")
+                .arg("pubsub")
+                .query_async(&mut connection)
+                .await
+                .unwrap();
+        }
+        one.append(vec![numbered(n)]).await.unwrap();
+    }
+    for deliveries in [&ones, &others] {
+        let offsets: Vec<_> =
+            deliveries.up_to(&stream("p"), 200).await.iter().map(|record| record.offset).collect();
+        assert_eq!(offsets, (1..=200).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_node_whose_name_a_living_node_has_gets_another_and_a_dead_ones_is_taken() {
+    let redis = Redis::start();
+    let address = RedisAddress::parse(&format!("redis://127.0.0.1:{}", redis.port)).unwrap();
+    let servers = Servers::find(address).await.unwrap();
+    let (first, second, third) = (Incarnation::random(), Incarnation::random(), Incarnation::random());
+    let living = NodeName::take(&servers, "web", &first).await.unwrap();
+    assert_eq!((living.name(), living.former()), ("web", None));
+    let renamed = NodeName::take(&servers, "web", &second).await.unwrap();
+    assert_eq!((renamed.name(), renamed.former()), ("web-2", None));
+    // Its process ends without a word: its connections are closed.
+    drop(living);
+    let taken = tokio::time::timeout(Duration::from_secs(30), async {
+        loop {
+            let taken = NodeName::take(&servers, "web", &third).await.unwrap();
+            if taken.name() == "web" {
+                return taken;
+            }
+        }
+    });
+    assert_eq!(taken.await.expect("a dead node's name is free").former(), Some(&first));
 }

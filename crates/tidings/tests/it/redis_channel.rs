@@ -87,7 +87,10 @@ async fn what_is_published_while_redis_is_busy_still_comes() {
     connected(&service).await;
     client.nothing_waits().await;
     let told: Vec<_> = client.notices.iter().map(|notice| (&notice["type"], &notice["gap"])).collect();
-    assert_eq!(told, [(&json!("system.degraded"), &Value::Null), (&json!("system.recovered"), &json!("none"))]);
+    assert_eq!(
+        told,
+        [(&json!("system.degraded"), &Value::Null), (&json!("system.recovered"), &json!("none"))]
+    );
     let losses = service.metric(r#"tidings_source_losses_total{source="redis_channel"}"#).await;
     assert!((losses - 1.0).abs() < 0.1, "{losses}");
 }
