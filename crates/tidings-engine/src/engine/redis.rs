@@ -7,6 +7,7 @@
 mod address;
 mod appends;
 mod connections;
+mod forget;
 mod lease;
 mod listener;
 mod mirror;
@@ -111,6 +112,7 @@ struct Scripts {
     append: Script,
     read: Script,
     snapshot: Script,
+    forget: Script,
     connection: Script,
 }
 
@@ -152,6 +154,7 @@ impl RedisEngine {
                 append: stream_script!("redis/append.lua"),
                 read: stream_script!("redis/read.lua"),
                 snapshot: Script::new(include_str!("redis/snapshot.lua")),
+                forget: Script::new(include_str!("redis/forget.lua")),
                 connection: Script::new(include_str!("redis/connection.lua")),
             },
             publish,
@@ -169,10 +172,17 @@ impl RedisEngine {
         shared.spawn(listener::listen_at_all(Arc::clone(&shared)));
         shared.spawn(connections::keep(Arc::clone(&shared)));
         shared.spawn(Arc::clone(&shared).look_after_mirrors());
+        shared.spawn(forget::forget_for_ever(Arc::clone(&shared)));
         if shared.options.adopts_orphans {
             shared.spawn(connections::adopt_orphans(Arc::clone(&shared)));
         }
         Ok(Self { shared })
+    }
+
+    /// Lets go of what streams keep to which nothing was appended for so long that all of it is too old; of how many. It
+    /// happens by itself, once in an hour, on one of the nodes.
+    pub async fn forget_old(&self) -> Result<usize, Fault> {
+        self.shared.forget_old().await
     }
 }
 
@@ -206,7 +216,9 @@ impl Shared {
             if checked.elapsed() >= self.options.check_interval {
                 checked = Instant::now();
                 let followed: Vec<_> = self.mirrors.lock().keys().cloned().collect();
-                followed.iter().for_each(|stream| self.want_read(stream));
+                for stream in &followed {
+                    self.want_read(stream);
+                }
             }
         }
     }

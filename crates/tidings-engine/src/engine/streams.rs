@@ -301,11 +301,13 @@ impl Stream {
         self.history.trim(now);
     }
 
-    /// Goes on behind `offset` although what comes before it is not known.
-    pub(super) fn skip_to(&mut self, offset: Offset, now: Timestamp) {
+    /// Goes on behind `offset` although what comes before it is not known. `lost_at`: something of it would still show.
+    pub(super) fn skip_to(&mut self, offset: Offset, lost_at: Option<Timestamp>) {
         (self.offset, self.staged) = (offset, offset);
         self.history.skip_to(offset);
-        self.state.skip(now);
+        if let Some(lost_at) = lost_at {
+            self.state.skip(lost_at);
+        }
     }
 
     /// Which life the stream is in, and what it shares with former ones.

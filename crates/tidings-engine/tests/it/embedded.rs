@@ -1,6 +1,7 @@
 //! The embedded engine: the contract, and what age does to it.
 
 use std::{
+    future::{Ready, ready},
     path::Path,
     sync::{
         Arc, Weak,
@@ -42,18 +43,22 @@ pub(crate) fn options(folder: Option<&Path>) -> EmbeddedOptions {
     }
 }
 
-async fn in_memory() -> Fixture {
+fn in_memory() -> Ready<Fixture> {
     let (engine, deliveries) = engine(system_clock());
-    Fixture { engine: Box::new(engine), deliveries, keeps: Box::new(()) }
+    ready(Fixture { engine: Box::new(engine), deliveries, keeps: Box::new(()) })
 }
 
 contract::contract_tests!(in_memory);
 
 mod with_a_journal {
-    async fn with_a_journal() -> crate::contract::Fixture {
+    fn with_a_journal() -> super::Ready<crate::contract::Fixture> {
         let folder = tempfile::tempdir().unwrap();
         let (engine, deliveries) = super::journaled(folder.path());
-        crate::contract::Fixture { engine: Box::new(engine), deliveries, keeps: Box::new(folder) }
+        super::ready(crate::contract::Fixture {
+            engine: Box::new(engine),
+            deliveries,
+            keeps: Box::new(folder),
+        })
     }
 
     crate::contract::contract_tests!(with_a_journal);
@@ -67,7 +72,7 @@ pub(crate) fn journaled(folder: &Path) -> (EmbeddedEngine, Arc<Deliveries>) {
 }
 
 /// A clock that the test sets, in seconds.
-fn test_clock() -> (Clock, Arc<AtomicI64>) {
+pub(crate) fn test_clock() -> (Clock, Arc<AtomicI64>) {
     let seconds = Arc::new(AtomicI64::new(1_800_000_000));
     let told = Arc::clone(&seconds);
     (Arc::new(move || jiff::Timestamp::from_second(told.load(Ordering::Relaxed)).unwrap().into()), seconds)

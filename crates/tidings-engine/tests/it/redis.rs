@@ -3,7 +3,7 @@
 use std::{
     net::TcpListener,
     process::{Child, Command, Stdio},
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -11,15 +11,16 @@ use serde_json::json;
 use tidings_engine::{
     engine::{
         CatchUp, Deliver, Engine, HistoryLimits,
-        embedded::system_clock,
+        embedded::{Clock, system_clock},
         redis::{Incarnation, NodeName, RedisAddress, RedisEngine, RedisOptions, Servers},
     },
     vigil::Vigil,
 };
-use tidings_protocol::TypeFilter;
+use tidings_protocol::{Position, TypeFilter};
 
 use crate::{
     contract::{self, Deliveries, Fixture},
+    embedded::test_clock,
     event, stream,
 };
 
@@ -63,6 +64,10 @@ impl Redis {
     }
 
     async fn engine(&self) -> (RedisEngine, Arc<Deliveries>) {
+        self.engine_at(system_clock()).await
+    }
+
+    async fn engine_at(&self, clock: Clock) -> (RedisEngine, Arc<Deliveries>) {
         let address = RedisAddress::parse(&format!("redis://127.0.0.1:{}", self.port)).unwrap();
         let servers = Arc::new(Servers::find(address).await.unwrap());
         let deliveries = Arc::new(Deliveries::default());
@@ -77,7 +82,7 @@ impl Redis {
             adopts_orphans: false,
         };
         let vigil = Arc::new(Vigil::new(deliver.clone()));
-        let engine = RedisEngine::start(servers, options, system_clock(), deliver, vigil).await.unwrap();
+        let engine = RedisEngine::start(servers, options, clock, deliver, vigil).await.unwrap();
         (engine, deliveries)
     }
 }
@@ -292,4 +297,37 @@ async fn a_node_whose_name_a_living_node_has_gets_another_and_a_dead_ones_is_tak
         }
     });
     assert_eq!(taken.await.expect("a dead node's name is free").former(), Some(&first));
+}
+
+/// A stream that nobody appends to keeps its place, and nothing else.
+#[tokio::test]
+async fn what_is_too_old_leaves_redis_and_the_stream_goes_on() {
+    let redis = Redis::start();
+    let (clock, seconds) = test_clock();
+    let (engine, _) = redis.engine_at(clock).await;
+    let progress = json!({"current": 1, "total": 2});
+    let running = event(
+        &json!({"type": "task.progress", "project_id": "p", "task_id": "t", "progress": progress, "id": "one"}),
+    );
+    engine.append((0..20).map(numbered).chain([running]).collect()).await.unwrap();
+    let fields = || async {
+        let mut connection = redis.connection().await;
+        redis::cmd("HLEN").arg("tidings:{p}").query_async::<usize>(&mut connection).await.unwrap()
+    };
+    let full = fields().await;
+    seconds.fetch_add(23 * 3600, Ordering::Relaxed);
+    assert_eq!((engine.forget_old().await.unwrap(), fields().await), (0, full));
+    let before = engine.position(&stream("p")).await.unwrap();
+    seconds.fetch_add(2 * 3600, Ordering::Relaxed);
+    assert_eq!(engine.forget_old().await.unwrap(), 1);
+    assert_eq!(engine.forget_old().await.unwrap(), 0, "once is enough");
+    assert!(fields().await < 12, "{} of {full}", fields().await);
+    assert_eq!(engine.position(&stream("p")).await.unwrap(), before);
+    let joined = engine.join(&stream("p"), None, &TypeFilter::everything()).await.unwrap();
+    let CatchUp::State(state) = joined.catch_up else { panic!("no state") };
+    assert_eq!((state.tasks.len(), state.truncated), (0, false), "nothing that would still show is missing");
+    let earlier = Position { offset: 5, ..before.clone() };
+    let missed = engine.join(&stream("p"), Some(&earlier), &TypeFilter::everything()).await.unwrap();
+    assert!(matches!(missed.catch_up, CatchUp::State(_)), "what is not kept any more is not recovered");
+    assert_eq!(engine.append(vec![numbered(1)]).await.unwrap()[0].position.offset, before.offset + 1);
 }

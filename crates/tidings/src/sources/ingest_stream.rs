@@ -120,7 +120,7 @@ impl Reader<'_> {
                 Ok(true) => self.read().await,
                 Ok(false) => {
                     // Whoever has it next begins with what there is.
-                    self.cursor = "0-0".to_owned();
+                    "0-0".clone_into(&mut self.cursor);
                     self.connection = None;
                     self.heard();
                     sleep(LEASE_INTERVAL).await;
@@ -156,22 +156,19 @@ impl Reader<'_> {
         self.lease_due = Instant::now() + LEASE_INTERVAL;
         if held && !held_before {
             tracing::info!("this node reads the ingest stream");
-            self.cursor = "0-0".to_owned();
+            "0-0".clone_into(&mut self.cursor);
         }
         Ok(held)
     }
 
     /// Reads some entries, appends them, and removes them.
     async fn read(&mut self) -> Result<(), String> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            None => {
-                let primary = self.servers.primary_of(STREAM);
-                let connection =
-                    primary.connect(|_| Ok::<_, ()>(())).await.map_err(|error| error.to_string())?;
-                self.connection.insert(connection)
-            }
-        };
+        if self.connection.is_none() {
+            let primary = self.servers.primary_of(STREAM);
+            let connection = primary.connect(|_| Ok::<_, ()>(())).await.map_err(|error| error.to_string())?;
+            self.connection = Some(connection);
+        }
+        let Some(connection) = &mut self.connection else { return Ok(()) };
         let mut read = cmd("XREAD");
         read.arg("COUNT").arg(READ_MAX).arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
         read.arg("STREAMS").arg(STREAM).arg(&self.cursor);

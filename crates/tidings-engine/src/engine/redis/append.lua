@@ -9,6 +9,7 @@
 --   k, c, s   a snapshot of the stream at offset c, and its size before it was compressed
 --   q         when somebody was last asked for a snapshot, in seconds
 --   d         the day on which it was last used
+--   a, z      when something was last appended, in seconds; everything up to offset z was too old to be kept
 --   @SOURCE   the number of the last event that came from the source
 --   #ID       the offset of the event that has the id
 --   OFFSET    an event of the log
@@ -46,8 +47,8 @@ while offset - floor > LOG_EVENTS_MAX or bytes > LOG_BYTES_MAX do
   bytes = bytes - redis.call('HSTRLEN', key, floor)
   redis.call('HDEL', key, floor)
 end
-local changed = {'o', offset, 'b', bytes, 'l', floor}
-if source ~= '' then changed[7], changed[8] = '@' .. source, last end
+local changed = {'o', offset, 'b', bytes, 'l', floor, 'a', now}
+if source ~= '' then changed[9], changed[10] = '@' .. source, last end
 local wanted = bytes >= math.max(SNAPSHOT_BYTES_MIN, tonumber(known[3]) or 0) or offset - floor >= SNAPSHOT_EVENTS
 if wanted and now - (tonumber(known[4]) or 0) >= SNAPSHOT_PAUSE then
   reply[2] = 1

@@ -37,12 +37,15 @@ pub(super) struct Queues {
     bytes: AtomicUsize,
 }
 
+/// Where each event of a request has its place, if it got one.
+type Answer = Result<Vec<Option<Position>>, Fault>;
+
 /// Events for one stream, to be appended together.
 struct Request {
     source: &'static str,
     events: Vec<Encoded>,
     bytes: usize,
-    reply: oneshot::Sender<Result<Vec<Option<Position>>, Fault>>,
+    reply: oneshot::Sender<Answer>,
 }
 
 struct Encoded {
@@ -65,13 +68,10 @@ impl Shared {
             let stream = event.stream();
             let id = event.id().map(|id| id.as_str().to_owned()).unwrap_or_default();
             let encoded = Encoded { id, number, bytes: encode_event(&event, now) };
-            let place = match requests.iter().rposition(|(of, _)| *of == stream) {
-                Some(place) => place,
-                None => {
-                    requests.push((stream, Vec::new()));
-                    requests.len() - 1
-                }
-            };
+            let place = requests.iter().rposition(|(of, _)| *of == stream).unwrap_or_else(|| {
+                requests.push((stream, Vec::new()));
+                requests.len() - 1
+            });
             places.push((place, requests[place].1.len()));
             requests[place].1.push(encoded);
         }
@@ -94,7 +94,7 @@ impl Shared {
         source: &'static str,
         stream: StreamId,
         events: Vec<Encoded>,
-    ) -> (StreamId, oneshot::Receiver<Result<Vec<Option<Position>>, Fault>>) {
+    ) -> (StreamId, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
         let bytes = events.iter().map(|event| event.bytes.len()).sum();
         if self.queues.bytes.fetch_add(bytes, Relaxed) + bytes > WAITING_BYTES_MAX {

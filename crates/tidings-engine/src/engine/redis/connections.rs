@@ -399,12 +399,11 @@ pub(super) fn hear(shared: &Shared, message: &[u8]) {
 /// come back now.
 pub(super) async fn adopt_orphans(shared: Arc<Shared>) {
     match shared.count_orphans().await {
-        Ok(0) => tracing::info!("the former run of this node left no connection behind"),
         Ok(orphans) => {
-            tracing::info!(orphans, "connections that the former run of this node left can be resumed")
+            tracing::info!(orphans, "connections that the former run of this node left can be resumed");
         }
         Err(fault) => {
-            tracing::warn!(%fault, "connections that the former run of this node left cannot be looked for")
+            tracing::warn!(%fault, "connections that the former run of this node left cannot be looked for");
         }
     }
 }

@@ -113,7 +113,8 @@ pub(super) async fn listen_at_all(shared: Arc<Shared>) {
                 listening.insert(primary.name().to_owned(), stop.clone());
                 let (shared, line) = (Arc::clone(&shared), shared.lines.of(&primary));
                 let tasks = shared.tasks.clone();
-                let listening = async move { stop.run_until_cancelled(listen(shared, primary, line)).await };
+                let listening = Box::pin(listen(shared, primary, line));
+                let listening = async move { stop.run_until_cancelled(listening).await };
                 tasks.spawn(listening);
             }
         }
@@ -211,7 +212,7 @@ impl Session<'_> {
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                push = pushes.recv() => self.take(push.ok_or(Lost::Closed)?)?,
+                push = pushes.recv() => self.take(&push.ok_or(Lost::Closed)?)?,
                 () = overrun.notified() => return Err(Lost::Overrun),
                 () = self.line.changed.notified() => self.change(&mut connection, &mut pushes).await?,
                 () = &mut caught_up, if !is_caught_up => is_caught_up = true,
@@ -283,7 +284,9 @@ impl Session<'_> {
                 self.channels.insert(channel, stream.clone());
             }
             self.ask(connection, pushes, pipeline).await?;
-            streams.iter().for_each(|stream| self.shared.want_read(stream));
+            for stream in streams {
+                self.shared.want_read(stream);
+            }
         }
         Ok(())
     }
@@ -317,7 +320,7 @@ impl Session<'_> {
         let answers = loop {
             tokio::select! {
                 answers = &mut asking => break answers?,
-                push = pushes.recv() => self.take(push.ok_or(Lost::Closed)?)?,
+                push = pushes.recv() => self.take(&push.ok_or(Lost::Closed)?)?,
             }
         };
         for answer in answers {
@@ -364,7 +367,7 @@ impl Session<'_> {
     }
 
     /// Takes what came on the connection.
-    fn take(&mut self, push: PushInfo) -> Result<(), Lost> {
+    fn take(&mut self, push: &PushInfo) -> Result<(), Lost> {
         match push.kind {
             PushKind::Message | PushKind::SMessage => {}
             PushKind::Disconnection => return Err(Lost::Closed),

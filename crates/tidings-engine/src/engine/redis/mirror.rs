@@ -47,6 +47,8 @@ pub(super) struct Reading {
     /// Behind which the events begin.
     pub(super) from: Offset,
     pub(super) events: Vec<u8>,
+    /// Everything up to this was too old to be kept.
+    pub(super) aged: Offset,
     /// What comes before them; `None`: they go on behind what was known.
     pub(super) snapshot: Option<Vec<u8>>,
 }
@@ -202,8 +204,9 @@ pub(super) fn assemble(
         }
     }
     if stream.offset < reading.from {
-        // Something between the snapshot and the log is gone.
-        stream.skip_to(reading.from, now);
+        // What is not too old to show was lost.
+        let lost_at = (reading.from > reading.aged).then_some(now);
+        stream.skip_to(reading.from, lost_at);
     }
     for record in decode_events(&reading.events, reading.from + 1)? {
         if record.offset > stream.offset {

@@ -23,6 +23,9 @@ pub(super) const READS_MAX: usize = 64;
 /// Before a stream is read again that could not be read.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
+/// What `read.lua` answers.
+type Answer = (String, u64, String, u64, Vec<u8>, u64, Option<Vec<u8>>);
+
 impl Shared {
     /// Reads a stream behind a position, or whole; `None`: there is none, and it was not to be made.
     pub(super) async fn read(
@@ -47,20 +50,14 @@ impl Shared {
             return Ok(None);
         }
         let malformed = |error: redis::ParsingError| Fault::NoEffect(error.to_string());
-        let (epoch, offset, former, from, events, snapshot): (
-            String,
-            u64,
-            String,
-            u64,
-            Vec<u8>,
-            Option<Vec<u8>>,
-        ) = redis::from_redis_value(answer).map_err(malformed)?;
+        let (epoch, offset, former, from, events, aged, snapshot) =
+            redis::from_redis_value::<Answer>(answer).map_err(malformed)?;
         let former = former.lines().filter_map(|line| {
             let (epoch, offset) = line.rsplit_once(' ')?;
             Some(Position { epoch: Epoch::new(epoch), offset: offset.parse().ok()? })
         });
         let position = Position { epoch: Epoch::new(epoch), offset };
-        Ok(Some(Reading { position, former: former.collect(), from, events, snapshot }))
+        Ok(Some(Reading { position, former: former.collect(), from, events, aged, snapshot }))
     }
 
     /// Has a mirror read, now or when the reading that is under way is done.
@@ -168,13 +165,12 @@ impl Shared {
             (StreamSnapshot::of(id, stream), stream.position_at(stream.offset), ids)
         };
         let here = self.mirrors.lock().get(id).and_then(|mirror| mirror.stream.as_ref().map(of));
-        let (snapshot, position, ids) = match here {
-            Some(here) => here,
-            None => {
-                let Some(reading) = self.read(id, None, false).await? else { return Ok(()) };
-                let stream = assemble(id, reading, &self.options.history, self.now());
-                of(&stream.ok_or_else(|| super::unreadable(id))?)
-            }
+        let (snapshot, position, ids) = if let Some(here) = here {
+            here
+        } else {
+            let Some(reading) = self.read(id, None, false).await? else { return Ok(()) };
+            let stream = assemble(id, reading, &self.options.history, self.now());
+            of(&stream.ok_or_else(|| super::unreadable(id))?)
         };
         let encoded = tokio::task::spawn_blocking(move || encode_snapshot(&snapshot)).await;
         let (snapshot, bytes) = encoded.map_err(|error| EngineError::Unavailable(error.to_string()))?;

@@ -182,16 +182,13 @@ impl Servers {
         for (start, end, host, port) in addresses {
             let info = self.address.node(&host, port)?;
             let name = info.addr().to_string();
-            let place = match topology.primaries.iter().position(|primary| primary.name == name) {
-                Some(place) => place,
-                None => {
-                    let former = known.iter().find(|primary| primary.name == name);
-                    topology
-                        .primaries
-                        .push(former.map_or_else(|| Primary::of_node(info, &self.address), Arc::clone));
-                    topology.primaries.len() - 1
-                }
-            };
+            let known_place = topology.primaries.iter().position(|primary| primary.name == name);
+            let place = known_place.unwrap_or_else(|| {
+                let former = known.iter().find(|primary| primary.name == name);
+                let primary = former.map_or_else(|| Primary::of_node(info, &self.address), Arc::clone);
+                topology.primaries.push(primary);
+                topology.primaries.len() - 1
+            });
             let place = u16::try_from(place).ok()?;
             topology.slots.get_mut(usize::from(start)..=usize::from(end))?.fill(place);
         }
@@ -372,8 +369,10 @@ impl Primary {
     /// A connection of its own, on which what is subscribed to arrives at `pushes`.
     pub async fn connect(&self, pushes: impl AsyncPushSender) -> RedisResult<MultiplexedConnection> {
         let config = connection_config(ANSWER_TIMEOUT).set_push_sender(pushes);
-        bounded(async { self.client().await?.get_multiplexed_async_connection_with_config(&config).await })
-            .await
+        bounded(Box::pin(async {
+            self.client().await?.get_multiplexed_async_connection_with_config(&config).await
+        }))
+        .await
     }
 
     /// Sends a command on the connection that all commands share.
@@ -407,9 +406,9 @@ impl Primary {
             return Ok(connection.clone());
         }
         let config = connection_config(ANSWER_TIMEOUT);
-        let connection = bounded(async {
+        let connection = bounded(Box::pin(async {
             self.client().await?.get_multiplexed_async_connection_with_config(&config).await
-        })
+        }))
         .await
         .map_err(|error| RedisError::from((NOT_CONNECTED, "cannot connect", error.to_string())))?;
         Ok(commands.insert(connection).clone())
@@ -421,6 +420,7 @@ impl Primary {
     }
 }
 
+/// Boxed by whoever calls: making a connection takes a large future, and hardly ever happens.
 async fn bounded<T>(connecting: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
     let late = || RedisError::from((NOT_CONNECTED, "no answer in time"));
     timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(late()))

@@ -6,7 +6,11 @@ local key, offset, snapshot = KEYS[1], tonumber(ARGV[2]), ARGV[3]
 local known = redis.call('HMGET', key, 'e', 'o', 'l', 'c')
 if known[1] ~= ARGV[1] or offset > tonumber(known[2]) or offset <= (tonumber(known[4]) or 0) then return 0 end
 local floor = tonumber(known[3])
-for n = floor + 1, offset do redis.call('HDEL', key, n) end
+for start = floor + 1, offset, 1000 do
+  local fields = {}
+  for n = start, math.min(start + 999, offset) do fields[#fields + 1] = n end
+  redis.call('HDEL', key, unpack(fields))
+end
 floor = math.max(floor, offset)
 local bytes = 0
 for n = floor + 1, tonumber(known[2]) do bytes = bytes + redis.call('HSTRLEN', key, n) end
