@@ -7,6 +7,7 @@ use std::{
 };
 
 use tidings_protocol::{CloseCode, Event, StreamId};
+use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -24,6 +25,10 @@ use crate::{
 
 /// How often old history is forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_mins(1);
+
+/// A Redis that starts beside the service may be later than it.
+const START_PATIENCE: Duration = Duration::from_secs(15);
+const START_RETRY: Duration = Duration::from_secs(1);
 
 /// What a node needs to know.
 #[derive(Clone, Debug)]
@@ -118,7 +123,7 @@ impl Node {
             }
             EngineOptions::Redis(store) => {
                 let address = format!("{:?}", store.address);
-                let joined = join_redis(store, &mut options.shard, deliver, Arc::clone(&vigil)).await;
+                let joined = join_redis(store, &mut options.shard, deliver, &vigil).await;
                 let (engine, member) = joined.map_err(|source| NodeError::Redis { address, source })?;
                 (Arc::new(engine), Some(member))
             }
@@ -202,11 +207,26 @@ async fn join_redis(
     store: RedisStore,
     shard: &mut ShardOptions,
     deliver: Weak<dyn Deliver>,
-    vigil: Arc<Vigil>,
+    vigil: &Arc<Vigil>,
 ) -> Result<(RedisEngine, RedisMember), Fault> {
-    let servers = Arc::new(Servers::find(store.address).await?);
     let incarnation = Incarnation::random();
-    let taken = NodeName::take(&servers, &shard.node, &incarnation).await?;
+    let find = async || {
+        let servers = Servers::find(store.address.clone()).await?;
+        let taken = NodeName::take(&servers, &shard.node, &incarnation).await?;
+        Ok::<_, Fault>((Arc::new(servers), taken))
+    };
+    let patience = Instant::now() + START_PATIENCE;
+    let (servers, taken) = loop {
+        match find().await {
+            Ok(found) => break found,
+            Err(fault) if Instant::now() >= patience => return Err(fault),
+            Err(fault) => {
+                let seconds = START_PATIENCE.as_secs();
+                tracing::warn!(%fault, "Redis cannot be reached; trying for {seconds} seconds, then giving up");
+                sleep(START_RETRY).await;
+            }
+        }
+    };
     if taken.name() != &*shard.node {
         tracing::warn!(
             wanted = &*shard.node,
@@ -223,6 +243,7 @@ async fn join_redis(
         incarnation: incarnation.clone(),
         name: taken,
     };
-    let engine = RedisEngine::start(Arc::clone(&servers), options, system_clock(), deliver, vigil).await?;
+    let engine =
+        RedisEngine::start(Arc::clone(&servers), options, system_clock(), deliver, Arc::clone(vigil)).await?;
     Ok((engine, RedisMember { servers, incarnation }))
 }

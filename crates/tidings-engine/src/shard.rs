@@ -351,7 +351,8 @@ impl<S: Socket> Shard<S> {
             self.mark_unsaved(index);
         }
         for degraded in self.degraded.clone() {
-            self.tell(index, Notice::Degraded(degraded));
+            let message = self.message_of(Notice::Degraded(degraded));
+            self.send(index, &message);
         }
         if let Some((stream, types, since)) = opening.subscription {
             let types = self.intern(types);
@@ -415,21 +416,26 @@ impl<S: Socket> Shard<S> {
             Notice::Degraded(degraded) => self.degraded.push(degraded),
             Notice::Recovered(degraded, _) => self.degraded.retain(|other| other.source != degraded.source),
         }
-        for index in self.clients.iter().map(|(index, _)| index).collect::<Vec<_>>() {
-            if self.clients[index].closing.is_none() {
-                self.tell(index, notice);
+        // Written once for each form, because there may be very many.
+        let message = self.message_of(notice).encode();
+        let forms = [Encoding::Plain, Encoding::Deflate, Encoding::EventStream];
+        let frames = forms.map(|form| (form, form.message(&message, None, &mut self.deflater)));
+        for (index, client) in &mut self.clients {
+            if client.closing.is_none()
+                && let Some((_, frame)) = frames.iter().find(|(form, _)| *form == client.encoding)
+            {
+                client.push([frame.clone()]);
                 self.ready.push(index);
             }
         }
     }
 
-    fn tell(&mut self, index: usize, notice: Notice) {
+    fn message_of(&self, notice: Notice) -> ServerMessage {
         let timestamp = self.now.wall;
-        let message = match notice {
+        match notice {
             Notice::Degraded(degraded) => ServerMessage::SystemDegraded { timestamp, degraded },
             Notice::Recovered(degraded, gap) => ServerMessage::SystemRecovered { timestamp, degraded, gap },
-        };
-        self.send(index, &message);
+        }
     }
 
     /// The client's socket takes bytes again.

@@ -31,7 +31,7 @@ struct Part {
     source: Source,
     name: Arc<str>,
     down: bool,
-    /// Of the source, since when any part of it is down.
+    /// Since when any part of the source is down, if this one was while that was told.
     since: Option<Degraded>,
     /// What became of events while it was down.
     gap: Gap,
@@ -49,18 +49,21 @@ impl Vigil {
         Self { parts: Mutex::default(), deliver }
     }
 
-    /// The part cannot be heard, or not yet.
+    /// The part is about to be heard; nobody is told that it is not yet.
+    pub fn expect(&self, source: Source, name: &str) {
+        part_of(&mut self.parts.lock(), source, name).down = true;
+    }
+
+    /// The part cannot be heard.
     pub fn down(&self, source: Source, name: &str) {
         let mut parts = self.parts.lock();
-        let degraded =
-            parts.iter().find(|part| part.source == source && part.down).and_then(|part| part.since);
+        let degraded = parts.iter().filter(|part| part.source == source).find_map(|part| part.since);
         let since = degraded.unwrap_or_else(|| Degraded { source, since: jiff::Timestamp::now().into() });
         let part = part_of(&mut parts, source, name);
-        if !std::mem::replace(&mut part.down, true) {
-            (part.since, part.gap) = (Some(since), Gap::None);
-            if degraded.is_none() {
-                self.tell(Notice::Degraded(since));
-            }
+        part.down = true;
+        part.since.get_or_insert(since);
+        if degraded.is_none() {
+            self.tell(Notice::Degraded(since));
         }
     }
 
@@ -68,10 +71,11 @@ impl Vigil {
     pub fn up(&self, source: Source, name: &str, gap: Gap) {
         let mut parts = self.parts.lock();
         let part = part_of(&mut parts, source, name);
+        if !std::mem::replace(&mut part.down, false) {
+            return;
+        }
         part.gap = worse(part.gap, gap);
-        if !std::mem::replace(&mut part.down, false)
-            || parts.iter().any(|part| part.source == source && part.down)
-        {
+        if parts.iter().any(|part| part.source == source && part.down) {
             return;
         }
         let of_source = || parts.iter().filter(|part| part.source == source);
@@ -157,6 +161,9 @@ mod tests {
         let told = Arc::new(Told::default());
         let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&told) as Arc<dyn Deliver>));
         let vigil = Vigil::new(deliver);
+        vigil.expect(Source::Redis, "a");
+        assert_eq!(vigil.silent().len(), 1);
+        vigil.up(Source::Redis, "a", Gap::None);
         vigil.down(Source::Redis, "a");
         vigil.down(Source::Redis, "b");
         vigil.down(Source::Redis, "a");
@@ -165,7 +172,6 @@ mod tests {
         vigil.up(Source::Redis, "a", Gap::Lost);
         assert!(vigil.hears(Source::Redis, "a") && !vigil.hears(Source::Redis, "b"));
         vigil.up(Source::Redis, "b", Gap::Recovered);
-        vigil.up(Source::Redis, "b", Gap::Lost);
         vigil.forget(Source::Celery, "c");
         vigil.down(Source::Redis, "b");
         vigil.up(Source::Redis, "b", Gap::None);
@@ -177,8 +183,7 @@ mod tests {
                 "recovered Redis Lost",
                 "recovered Celery None",
                 "degraded Redis",
-                // What was told of the outage before is not told again.
-                "recovered Redis Lost",
+                "recovered Redis None",
             ]
         );
     }

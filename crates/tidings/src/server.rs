@@ -14,7 +14,12 @@ use axum::{Extension, Router};
 use tidings_engine::{
     EngineOptions, Node, NodeError, NodeOptions, RedisStore,
     driver::Driver,
-    engine::{EngineError, embedded::EmbeddedOptions, journal::JournalError, redis::Fault},
+    engine::{
+        EngineError,
+        embedded::EmbeddedOptions,
+        journal::JournalError,
+        redis::{Fault, Incarnation, RedisAddress, Servers},
+    },
     shard::ShardOptions,
 };
 use tidings_protocol::CloseCode;
@@ -150,24 +155,10 @@ impl Server {
         let metrics = Arc::new(Metrics::new(Arc::clone(&node)));
         let settings = Arc::new(settings);
         let ingest = Arc::new(Ingest::new(Arc::clone(&node), Arc::clone(&metrics), Arc::clone(&settings)));
-        let listeners = settings.redis.clone().map(|address| {
-            let channel = RedisChannel {
-                address: address.clone(),
-                channel: settings.redis_channel.clone(),
-                ingest: Arc::clone(&ingest),
-                metrics: Arc::clone(&metrics),
-                vigil: Arc::clone(node.vigil()),
-                member: node.redis().cloned(),
-            };
-            let stream = IngestStream {
-                address,
-                ingest: Arc::clone(&ingest),
-                metrics: Arc::clone(&metrics),
-                vigil: Arc::clone(node.vigil()),
-                member: node.redis().cloned(),
-            };
-            (channel, stream)
-        });
+        let listeners = settings
+            .redis
+            .clone()
+            .map(|address| listeners(address, &settings, &node, &ingest, &metrics, &tasks));
         let edge = Edge {
             port: public.port(),
             settings,
@@ -267,6 +258,41 @@ async fn drain(edge: &Edge, failed: &CancellationToken) {
     if !over.is_zero() {
         let _ = failed.run_until_cancelled(timeout(over, edge.node.drain(over))).await;
     }
+}
+
+/// The sources that Redis carries. A node that keeps its own streams reaches it by connections of its own.
+fn listeners(
+    address: RedisAddress,
+    settings: &Settings,
+    node: &Arc<Node>,
+    ingest: &Arc<Ingest>,
+    metrics: &Arc<Metrics>,
+    tasks: &TaskTracker,
+) -> (RedisChannel, IngestStream) {
+    let member = node.redis().cloned();
+    let servers = member
+        .as_ref()
+        .map_or_else(|| Arc::new(Servers::lazy(address.clone())), |member| Arc::clone(&member.servers));
+    let incarnation = member.as_ref().map_or_else(Incarnation::random, |member| member.incarnation.clone());
+    let channel = RedisChannel {
+        address,
+        channel: settings.redis_channel.clone(),
+        ingest: Arc::clone(ingest),
+        metrics: Arc::clone(metrics),
+        vigil: Arc::clone(node.vigil()),
+        member,
+        servers: Arc::clone(&servers),
+        probe: format!("tidings:probe:{incarnation}:channel"),
+        tasks: tasks.clone(),
+    };
+    let stream = IngestStream {
+        servers,
+        incarnation,
+        ingest: Arc::clone(ingest),
+        metrics: Arc::clone(metrics),
+        vigil: Arc::clone(node.vigil()),
+    };
+    (channel, stream)
 }
 
 fn node_options(settings: &Settings) -> NodeOptions {

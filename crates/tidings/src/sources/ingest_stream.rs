@@ -6,10 +6,9 @@ use std::{sync::Arc, time::Duration};
 
 use redis::{Value, aio::MultiplexedConnection, cmd, streams::StreamReadReply};
 use tidings_engine::{
-    RedisMember,
     engine::{
         NumberedEvent,
-        redis::{Call, Fault, Lease, RedisAddress, Servers},
+        redis::{Call, Fault, Incarnation, Lease, Servers},
     },
     vigil::Vigil,
 };
@@ -46,12 +45,11 @@ pub(crate) const PART: &str = "ingest stream";
 /// Reads the stream while it holds the lease.
 #[derive(Debug)]
 pub(crate) struct IngestStream {
-    pub(crate) address: RedisAddress,
+    pub(crate) servers: Arc<Servers>,
+    pub(crate) incarnation: Incarnation,
     pub(crate) ingest: Arc<Ingest>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) vigil: Arc<Vigil>,
-    /// The nodes that it shares its streams with.
-    pub(crate) member: Option<RedisMember>,
 }
 
 /// One reader's work.
@@ -70,13 +68,13 @@ struct Reader<'a> {
 impl IngestStream {
     /// Reads until `stop`, whatever becomes of Redis meanwhile.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        self.set_up(false);
-        let Some((servers, lease)) = stop.run_until_cancelled(self.connect()).await else { return };
+        self.metrics.source_up(EventSource::IngestStream, false);
+        self.vigil.expect(Source::Redis, PART);
         let now = Instant::now();
         let mut reader = Reader {
             source: &self,
-            servers,
-            lease,
+            servers: Arc::clone(&self.servers),
+            lease: Lease::new(SOURCE, self.incarnation.clone()),
             lease_due: now,
             heard_at: now,
             connection: None,
@@ -85,21 +83,7 @@ impl IngestStream {
         stop.run_until_cancelled(reader.read_for_ever()).await;
         // Who cannot be told waits until its time is over.
         let _ = reader.lease.give_back(&reader.servers).await;
-        self.set_up(false);
-    }
-
-    async fn connect(&self) -> (Arc<Servers>, Lease) {
-        let incarnation = self.member.as_ref().map(|member| member.incarnation.clone()).unwrap_or_default();
-        let lease = Lease::new(SOURCE, incarnation);
-        if let Some(member) = &self.member {
-            return (Arc::clone(&member.servers), lease);
-        }
-        loop {
-            match Servers::find(self.address.clone()).await {
-                Ok(servers) => return (Arc::new(servers), lease),
-                Err(_) => sleep(RETRY_PAUSE).await,
-            }
-        }
+        self.metrics.source_up(EventSource::IngestStream, false);
     }
 
     fn set_up(&self, up: bool) {

@@ -12,10 +12,14 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, stream::ReadyChunks};
 use redis::aio::{PubSub, PubSubSink, PubSubStream};
-use tidings_engine::{RedisMember, engine::redis::RedisAddress, vigil::Vigil};
+use tidings_engine::{
+    RedisMember,
+    engine::redis::{RedisAddress, Servers},
+    vigil::Vigil,
+};
 use tidings_protocol::{Gap, Source};
 use tokio::time::{Instant, interval_at, sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     ingest::Ingest,
@@ -32,6 +36,8 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// How often Redis is asked whether it is there: a peer that was cut off never says that it is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// A connection on which no probe came back for so long is deaf: a server that is cut off from its primary answers, too.
+const SILENCE_MAX: Duration = Duration::from_millis(3500);
 /// Messages taken from the library's queue at once.
 const BATCH_MAX: usize = 256;
 /// What this is to health and to clients.
@@ -50,6 +56,35 @@ pub(crate) struct RedisChannel {
     pub(crate) vigil: Arc<Vigil>,
     /// The nodes that it shares its streams with; `None`: it keeps its own.
     pub(crate) member: Option<RedisMember>,
+    /// The Redis, to send probes to.
+    pub(crate) servers: Arc<Servers>,
+    /// The channel of this node's probes.
+    pub(crate) probe: String,
+    /// Probes are sent on it.
+    pub(crate) tasks: TaskTracker,
+}
+
+/// Whether probes come back.
+struct Probes<'a> {
+    channel: &'a str,
+    heard_at: Instant,
+}
+
+impl<'a> Probes<'a> {
+    fn new(channel: &'a str) -> Self {
+        Self { channel, heard_at: Instant::now() }
+    }
+
+    fn hear(&mut self, batch: &[redis::Msg]) {
+        if batch.iter().any(|message| message.get_channel_name() == self.channel) {
+            self.heard_at = Instant::now();
+        }
+    }
+
+    /// Whether two were missed.
+    fn are_missed(&self) -> bool {
+        self.heard_at.elapsed() > SILENCE_MAX
+    }
 }
 
 /// Why listening ended.
@@ -63,13 +98,15 @@ enum Lost {
     Closed,
     #[error("Redis answers, but not on this connection")]
     Dead,
+    #[error("Redis answers, but what is published is not heard on this connection")]
+    Deaf,
 }
 
 impl RedisChannel {
     /// Listens until `stop`, whatever becomes of Redis meanwhile.
     pub(crate) async fn run(self, stop: CancellationToken) {
         self.metrics.source_up(EventSource::RedisChannel, false);
-        self.vigil.down(Source::Redis, PART);
+        self.vigil.expect(Source::Redis, PART);
         let mut taking = match &self.member {
             Some(member) => Taking::Shared(Box::new(Shared::new(member.clone()))),
             None => Taking::Alone,
@@ -120,16 +157,26 @@ impl RedisChannel {
         };
         let mut pubsub = timeout(ANSWER_TIMEOUT, connecting).await??;
         timeout(ANSWER_TIMEOUT, pubsub.subscribe(&self.channel)).await??;
+        timeout(ANSWER_TIMEOUT, pubsub.subscribe(&self.probe)).await??;
         if self.member.is_some() {
             timeout(ANSWER_TIMEOUT, pubsub.subscribe(MARKS)).await??;
         }
         Ok(pubsub)
     }
 
+    /// Publishes what has to come back on the connection that listens. What becomes of it is seen by its coming back.
+    fn send_probe(&self) {
+        let (servers, probe) = (Arc::clone(&self.servers), self.probe.clone());
+        self.tasks.spawn(async move {
+            let _ = servers.anchor().probe(&probe).await;
+        });
+    }
+
     async fn listen(&self, pubsub: PubSub, taking: &mut Taking) -> Lost {
         let (mut commands, messages) = pubsub.split();
         let mut batches = messages.ready_chunks(BATCH_MAX);
         let mut pings = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
+        let mut probes = Probes::new(&self.probe);
         match taking {
             Taking::Alone => self.set_up(Gap::Lost),
             Taking::Shared(shared) => shared.connected().await,
@@ -137,18 +184,29 @@ impl RedisChannel {
         let lost = loop {
             tokio::select! {
                 batch = batches.next() => match batch {
-                    Some(batch) => self.take(&batch, taking).await,
+                    Some(batch) => {
+                        probes.hear(&batch);
+                        self.take(&batch, taking).await;
+                    }
                     None => break Lost::Closed,
                 },
                 () = taking.turn() => if let Taking::Shared(shared) = taking {
                     self.work(shared).await;
                 },
                 _ = pings.tick() => match timeout(ANSWER_TIMEOUT, commands.ping::<redis::Value>()).await {
-                    Ok(Ok(_)) => {}
+                    Ok(Ok(_)) => {
+                        if probes.are_missed() {
+                            break Lost::Deaf;
+                        }
+                        self.send_probe();
+                    }
                     Ok(Err(error)) => break error.into(),
-                    Err(_) => if let Some(lost) = self.outwait(&mut commands, &mut batches, taking).await {
-                        break lost;
-                    },
+                    Err(_) => {
+                        if let Some(lost) = self.outwait(&mut commands, &mut batches, taking).await {
+                            break lost;
+                        }
+                        probes = Probes::new(&self.probe);
+                    }
                 },
             }
         };
@@ -205,9 +263,9 @@ impl RedisChannel {
 
     async fn take(&self, batch: &[redis::Msg], taking: &mut Taking) {
         match taking {
-            Taking::Alone => self.append(batch).await,
+            Taking::Alone => self.append(batch, &self.channel).await,
             Taking::Shared(shared) => {
-                for message in batch {
+                for message in batch.iter().filter(|message| message.get_channel_name() != self.probe) {
                     shared.hear(message.get_channel_name(), message.get_payload_bytes());
                 }
                 self.work(shared).await;
@@ -215,11 +273,12 @@ impl RedisChannel {
         }
     }
 
-    async fn append(&self, batch: &[redis::Msg]) {
+    async fn append(&self, batch: &[redis::Msg], channel: &str) {
         let read = |message: &redis::Msg| {
             self.ingest.read(EventSource::RedisChannel, message.get_payload_bytes()).ok()
         };
-        let events: Vec<_> = batch.iter().filter_map(read).collect();
+        let messages = batch.iter().filter(|message| message.get_channel_name() == channel);
+        let events: Vec<_> = messages.filter_map(read).collect();
         if events.is_empty() {
             return;
         }
@@ -233,6 +292,10 @@ impl RedisChannel {
     async fn work(&self, shared: &mut Shared) {
         shared.work(&self.ingest).await;
         if let Some(gap) = shared.takes_part() {
+            if gap == Gap::Lost {
+                // Also if it was heard all the time: there was no room for what came.
+                self.set_down();
+            }
             self.set_up(gap);
         }
     }

@@ -131,7 +131,7 @@ fn part_name(primary: &str) -> String {
 async fn listen(shared: Arc<Shared>, primary: Arc<Primary>, line: Arc<Line>) {
     let mut retry = RETRY_MIN;
     let part = part_name(primary.name());
-    shared.vigil.down(Source::Redis, &part);
+    shared.vigil.expect(Source::Redis, &part);
     loop {
         let healthy = AtomicBool::new(false);
         let mut session = Session {
@@ -397,10 +397,9 @@ impl Session<'_> {
 
     /// Sends a probe on the connection for commands. What becomes of it is seen by its coming back.
     fn send_probe(&self) {
-        let (primary, mut publish) = (Arc::clone(self.primary), cmd("PUBLISH"));
-        publish.arg(&self.probe).arg("");
+        let (primary, probe) = (Arc::clone(self.primary), self.probe.clone());
         self.shared.spawn(async move {
-            let _ = primary.send(&publish).await;
+            let _ = primary.probe(&probe).await;
         });
     }
 

@@ -37,12 +37,6 @@ impl Incarnation {
     }
 }
 
-impl Default for Incarnation {
-    fn default() -> Self {
-        Self::random()
-    }
-}
-
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

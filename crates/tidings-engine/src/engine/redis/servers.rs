@@ -76,19 +76,24 @@ impl fmt::Debug for Primary {
 impl Servers {
     /// Finds out who the primaries are. Of a Cluster, some node that is named must answer.
     pub async fn find(address: RedisAddress) -> Result<Self, Fault> {
-        let servers = Self {
-            topology: Mutex::default(),
+        let servers = Self::lazy(address);
+        servers.refresh().await?;
+        Ok(servers)
+    }
+
+    /// Asks nobody yet. Until a Cluster was asked, the first node that is named stands for all.
+    pub fn lazy(address: RedisAddress) -> Self {
+        let first = address.seeds().first();
+        let primary = match first {
+            Some(seed) => Primary::of_node(seed.clone(), &address),
+            None => Primary::new(None, format!("{address:?}"), address.clone()),
+        };
+        Self {
+            topology: Mutex::new(Topology { primaries: vec![primary], slots: Vec::new() }),
             changed: watch::Sender::new(0),
             refreshing: tokio::sync::Mutex::default(),
             address,
-        };
-        if servers.address.is_cluster() {
-            servers.refresh().await?;
-        } else {
-            let primary = Primary::new(None, format!("{:?}", servers.address), servers.address.clone());
-            servers.topology.lock().primaries.push(primary);
         }
-        Ok(servers)
     }
 
     /// All primaries; the first is the one at which everything is heard that belongs to no key.
@@ -380,6 +385,22 @@ impl Primary {
         let mut connection = self.commands().await?;
         let answer = command.query_async(&mut connection).await;
         self.check(answer).await
+    }
+
+    /// Publishes a probe on a channel, unless this is no primary any more: a replica would let it be heard, and nothing else.
+    pub async fn probe(&self, channel: &str) -> RedisResult<()> {
+        let role = self.send(&cmd("ROLE")).await?;
+        let is_primary = matches!(&role, Value::Array(parts) if parts.first().is_some_and(|role| {
+            redis::from_redis_value_ref::<String>(role).is_ok_and(|role| role == "master")
+        }));
+        if !is_primary {
+            // The next command finds out who is.
+            self.disconnect().await;
+            return Err(RedisError::from((NOT_CONNECTED, "it is no primary any more")));
+        }
+        let mut publish = cmd("PUBLISH");
+        publish.arg(channel).arg("");
+        self.send(&publish).await.map(|_| ())
     }
 
     /// Sends a command about a key that is just being moved here.
