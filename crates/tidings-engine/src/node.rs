@@ -68,12 +68,12 @@ pub enum NodeError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// Redis does not answer, or refuses.
-    #[error("Redis at {address}: {source}")]
+    #[error("Redis at {address}: {fault}")]
     Redis {
         /// Where, without user and password.
         address: String,
         /// Why.
-        source: Fault,
+        fault: Fault,
     },
     /// The engine does not answer.
     #[error(transparent)]
@@ -124,7 +124,7 @@ impl Node {
             EngineOptions::Redis(store) => {
                 let address = format!("{:?}", store.address);
                 let joined = join_redis(store, &mut options.shard, deliver, &vigil).await;
-                let (engine, member) = joined.map_err(|source| NodeError::Redis { address, source })?;
+                let (engine, member) = joined.map_err(|fault| NodeError::Redis { address, fault })?;
                 (Arc::new(engine), Some(member))
             }
         };
@@ -219,6 +219,7 @@ async fn join_redis(
     let (servers, taken) = loop {
         match find().await {
             Ok(found) => break found,
+            Err(fault @ Fault::Refused(_)) => return Err(fault),
             Err(fault) if Instant::now() >= patience => return Err(fault),
             Err(fault) => {
                 let seconds = START_PATIENCE.as_secs();

@@ -68,13 +68,14 @@ pub enum StartError {
     },
     /// Redis does not answer, or refuses.
     #[error(
-        "REDIS_URL: Redis at {address}: {source}. Start it, or correct the URL; TIDINGS_ENGINE=embedded keeps streams here"
+        "REDIS_URL: Redis at {address}: {}. Start it, or correct the URL; TIDINGS_ENGINE=embedded keeps streams here",
+        fault.to_string().trim_end_matches('.')
     )]
     Redis {
         /// Where, without user and password.
         address: String,
         /// Why.
-        source: Fault,
+        fault: Fault,
     },
     /// The engine does not answer.
     #[error(transparent)]
@@ -94,7 +95,7 @@ impl From<NodeError> for StartError {
     fn from(error: NodeError) -> Self {
         match error {
             NodeError::Journal(source) => Self::Journal { source },
-            NodeError::Redis { address, source } => Self::Redis { address, source },
+            NodeError::Redis { address, fault } => Self::Redis { address, fault },
             NodeError::Engine(error) => Self::Engine(error),
         }
     }

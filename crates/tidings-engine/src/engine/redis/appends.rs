@@ -151,18 +151,17 @@ impl Shared {
         // What has a number is not appended twice.
         let call = Call::script(key, &self.scripts.append, &arguments, !source.is_empty());
         let answer = self.servers.call(&call).await?;
-        let malformed = |error: redis::ParsingError| Fault::Unknown(error.to_string());
-        let mut parts: Vec<redis::Value> = redis::from_redis_value(answer).map_err(malformed)?;
+        let mut parts: Vec<redis::Value> = redis::from_redis_value(answer)?;
         if parts.len() < 2 {
             return Err(Fault::Unknown("an append was answered with too little".to_owned()));
         }
         let offsets = parts.split_off(2).into_iter().map(redis::from_redis_value);
-        let offsets = offsets.collect::<Result<Vec<u64>, _>>().map_err(malformed)?;
-        let wants_snapshot: bool = redis::from_redis_value_ref(&parts[1]).map_err(malformed)?;
+        let offsets = offsets.collect::<Result<Vec<u64>, _>>()?;
+        let wants_snapshot: bool = redis::from_redis_value_ref(&parts[1])?;
         if wants_snapshot {
             self.spawn(Arc::clone(self).make_snapshot(stream.clone()));
         }
-        let epoch = Epoch::new(redis::from_redis_value_ref::<String>(&parts[0]).map_err(malformed)?);
+        let epoch = Epoch::new(redis::from_redis_value_ref::<String>(&parts[0])?);
         if let Some(mirror) = self.mirrors.lock().get_mut(stream)
             && let Some(&offset) = offsets.iter().max()
         {

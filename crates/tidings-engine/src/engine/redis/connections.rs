@@ -416,9 +416,8 @@ impl Shared {
             loop {
                 let mut scan = cmd("SCAN");
                 scan.arg(&cursor).arg("MATCH").arg("ws:connection:*").arg("COUNT").arg(500);
-                let answer = primary.send(&scan).await.map_err(|error| Fault::NoEffect(error.to_string()))?;
-                let (next, keys): (String, Vec<String>) =
-                    redis::from_redis_value(answer).map_err(|error| Fault::NoEffect(error.to_string()))?;
+                let answer = primary.send(&scan).await?;
+                let (next, keys): (String, Vec<String>) = redis::from_redis_value(answer)?;
                 for found in join_all(keys.iter().map(|key| self.adopt(key))).await {
                     orphans += usize::from(found?);
                 }

@@ -53,9 +53,8 @@ impl Shared {
                     .arg(SCAN_COUNT)
                     .arg("TYPE")
                     .arg("hash");
-                let answer = primary.send(&scan).await.map_err(|error| Fault::NoEffect(error.to_string()))?;
-                let (next, keys): (String, Vec<String>) =
-                    redis::from_redis_value(answer).map_err(|error| Fault::NoEffect(error.to_string()))?;
+                let answer = primary.send(&scan).await?;
+                let (next, keys): (String, Vec<String>) = redis::from_redis_value(answer)?;
                 for key in keys {
                     let call = Call::script(&key, &self.scripts.forget, &[&now, &age], true);
                     let answer = self.servers.call(&call).await?;

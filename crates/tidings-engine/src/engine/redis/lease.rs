@@ -40,8 +40,7 @@ impl Lease {
         let asked_at = Instant::now();
         let arguments = [self.holder.as_str().to_owned(), millis(LEASE_TIMEOUT).to_string()];
         let answer = servers.call(&Call::script(&self.key, &self.script, &arguments, true)).await?;
-        let term =
-            redis::from_redis_value::<u64>(answer).map_err(|error| Fault::NoEffect(error.to_string()))?;
+        let term = redis::from_redis_value::<u64>(answer)?;
         self.held_until = (term > 0).then_some(asked_at + LEASE_TIMEOUT - MARGIN);
         if term > 0 {
             self.term = term;

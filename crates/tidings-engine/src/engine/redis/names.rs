@@ -63,8 +63,7 @@ impl fmt::Debug for NodeName {
 impl NodeName {
     /// Takes `wanted`, or, if a node that lives has it, the first free one of `wanted-2`, `wanted-3` …
     pub async fn take(servers: &Servers, wanted: &str, incarnation: &Incarnation) -> Result<Self, Fault> {
-        let sign_of_life =
-            show_life(servers, incarnation).await.map_err(|error| Fault::NoEffect(error.to_string()))?;
+        let sign_of_life = show_life(servers, incarnation).await?;
         for number in 1..=RENAMES_MAX {
             let name = if number == 1 { wanted.to_owned() } else { format!("{wanted}-{number}") };
             match try_take(servers, &name, incarnation).await? {
@@ -158,7 +157,7 @@ async fn try_take(servers: &Servers, name: &str, incarnation: &Incarnation) -> R
 async fn is_alive(servers: &Servers, incarnation: &Incarnation) -> Result<bool, Fault> {
     let mut ask = cmd("PUBSUB");
     ask.arg("NUMSUB").arg(incarnation.channel());
-    let answer = servers.anchor().send(&ask).await.map_err(|error| Fault::NoEffect(error.to_string()))?;
+    let answer = servers.anchor().send(&ask).await?;
     // A map in one version of the protocol, a list in the other.
     let listeners = match answer {
         redis::Value::Map(pairs) => pairs.into_iter().next().map(|(_, count)| count),

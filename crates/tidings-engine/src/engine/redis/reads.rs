@@ -49,9 +49,8 @@ impl Shared {
         if matches!(answer, Value::Nil) {
             return Ok(None);
         }
-        let malformed = |error: redis::ParsingError| Fault::NoEffect(error.to_string());
         let (epoch, offset, former, from, events, aged, snapshot) =
-            redis::from_redis_value::<Answer>(answer).map_err(malformed)?;
+            redis::from_redis_value::<Answer>(answer)?;
         let former = former.lines().filter_map(|line| {
             let (epoch, offset) = line.rsplit_once(' ')?;
             Some(Position { epoch: Epoch::new(epoch), offset: offset.parse().ok()? })

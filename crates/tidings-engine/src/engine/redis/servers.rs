@@ -33,12 +33,33 @@ const SLOTS: u16 = 16384;
 /// Why a call gave no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Fault {
+    /// It had no effect, and will not have it: the password is wrong, or the user may not do it.
+    #[error("{0}")]
+    Refused(String),
     /// It had no effect.
     #[error("{0}")]
     NoEffect(String),
     /// It may have had its effect: the answer did not come.
     #[error("{0}")]
     Unknown(String),
+}
+
+impl From<RedisError> for Fault {
+    fn from(error: RedisError) -> Self {
+        let text = error.to_string();
+        match error.kind() {
+            _ if is_refusal(&error) => Self::Refused(text),
+            NOT_CONNECTED | ErrorKind::Server(_) => Self::NoEffect(text),
+            _ => Self::Unknown(text),
+        }
+    }
+}
+
+/// An answer that cannot be read.
+impl From<redis::ParsingError> for Fault {
+    fn from(error: redis::ParsingError) -> Self {
+        Self::Unknown(error.to_string())
+    }
 }
 
 /// A Redis, however many servers it is made of.
@@ -117,7 +138,7 @@ impl Servers {
     pub(super) async fn has_sharded_pubsub(&self) -> Result<bool, Fault> {
         let mut ask = cmd("COMMAND");
         ask.arg("INFO").arg("SPUBLISH");
-        let answer = self.anchor().send(&ask).await.map_err(|error| Fault::NoEffect(error.to_string()))?;
+        let answer = self.anchor().send(&ask).await?;
         Ok(matches!(answer, Value::Array(commands) if !matches!(commands.first(), None | Some(Value::Nil))))
     }
 
@@ -248,6 +269,9 @@ impl Servers {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
+        if is_refusal(&error) {
+            return Err(Attempt::Failed { fault: Fault::Refused(error.to_string()), for_good: true });
+        }
         let fault = Fault::NoEffect(error.to_string());
         let ErrorKind::Server(kind) = error.kind() else {
             // What cannot be found out now is found out by the next attempt.
@@ -431,7 +455,10 @@ impl Primary {
             self.client().await?.get_multiplexed_async_connection_with_config(&config).await
         }))
         .await
-        .map_err(|error| RedisError::from((NOT_CONNECTED, "cannot connect", error.to_string())))?;
+        .map_err(|error| {
+            let kind = if is_refusal(&error) { error.kind() } else { NOT_CONNECTED };
+            RedisError::from((kind, "cannot connect", error.to_string()))
+        })?;
         Ok(commands.insert(connection).clone())
     }
 
@@ -445,6 +472,11 @@ impl Primary {
 async fn bounded<T>(connecting: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
     let late = || RedisError::from((NOT_CONNECTED, "no answer in time"));
     timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(late()))
+}
+
+fn is_refusal(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm))
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
 }
 
 /// The slot that a Cluster keeps a key in: by what stands between the first `{` and the next `}`, if anything does.
