@@ -22,8 +22,6 @@ from websockets.typing import Subprotocol
 
 FOLDER = Path(__file__).parent
 DEADLINE_S = 60.0
-# Where the package publishes. "ingest", its default, when the service reads the ingest stream.
-PUBLISH_TO = "channel"
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
@@ -64,7 +62,7 @@ class Process:
                 cwd=FOLDER,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "TIDINGS_PUBLISH_TO": PUBLISH_TO, **environment},
+                env={**os.environ, **environment},
             )
 
     def stop(self) -> None:
@@ -151,8 +149,7 @@ def binary() -> str:
 @pytest.fixture
 def service(binary: str, redis_url: str, logs: Path) -> Iterator[Service]:
     port = free_port()
-    environment = {"REDIS_URL": redis_url, "TIDINGS_ENGINE": "embedded", "BACKEND_PORT": str(port)}
-    environment["TIDINGS_PERSIST"] = "false"
+    environment = {"REDIS_URL": redis_url, "BACKEND_PORT": str(port), "TIDINGS_DRAIN_SECONDS": "0"}
     process = Process(binary, "serve", log=logs / "service.log", **environment)
     service = Service(port)
     health = f"{service.http}/health/websocket"

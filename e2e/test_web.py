@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conftest import PUBLISH_TO, Service, get_json, post, wait_until
+from conftest import Service, get_json, post, wait_until
 
 
 def test_what_a_request_changes_reaches_the_page(service: Service, web: str) -> None:
@@ -27,7 +27,6 @@ def test_who_is_not_there_yet_finds_it_in_the_history(service: Service, web: str
     assert [event["type"] for event in history["events"]] == ["file.uploaded", "file.changed", "file.deleted"]
 
 
-@pytest.mark.skipif(PUBLISH_TO == "channel", reason="a channel keeps nothing")
 def test_what_happens_while_no_service_runs_is_there_afterwards(
     web: str, request: pytest.FixtureRequest
 ) -> None:
