@@ -95,10 +95,18 @@ fn take(
 ) {
     match heard {
         Heard::Connected { .. } => followed.values_mut().for_each(|followed| followed.confirmed = false),
-        Heard::Confirmed { project, place, recovered, rewinds } => match followed.get_mut(project) {
-            Some(followed) => followed.confirm(place, *recovered, *rewinds, verdict),
-            None => verdict.find(|v| &mut v.foreign, || format!("client {client}: p{project} was confirmed")),
-        },
+        Heard::Confirmed { project, place, recovered, has_state, rewinds } => {
+            let Some(followed) = followed.get_mut(project) else {
+                let text = || format!("client {client}: p{project} was confirmed");
+                return verdict.find(|v| &mut v.foreign, text);
+            };
+            if *has_state == (*recovered == Some(true)) {
+                let text =
+                    || format!("client {client}: p{project} recovered {recovered:?}, state {has_state}");
+                verdict.find(|v| &mut v.contradictory, text);
+            }
+            followed.confirm(place, *recovered, *rewinds, verdict);
+        }
         Heard::Event { event, offset, folded } => match followed.get_mut(&event.project) {
             Some(followed) if followed.confirmed => {
                 followed.receive(*event, *offset, *folded, names, verdict);

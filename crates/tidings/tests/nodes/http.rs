@@ -11,6 +11,8 @@ use tokio::{
 
 /// How long an answer may take; whoever asks gives up then, and asks elsewhere.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// The same for what is long.
+const PATIENCE_MAX: Duration = Duration::from_secs(30);
 
 /// An answer.
 #[derive(Debug)]
@@ -27,16 +29,21 @@ impl Answer {
 
 /// Asks for `path`.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
-    exchange(address, &format!("GET {path} HTTP/1.1\r\n"), "").await
+    exchange(address, &format!("GET {path} HTTP/1.1\r\n"), "", PATIENCE).await
+}
+
+/// The same for an answer that is long.
+pub(crate) async fn get_all(address: SocketAddr, path: &str) -> io::Result<Answer> {
+    exchange(address, &format!("GET {path} HTTP/1.1\r\n"), "", PATIENCE_MAX).await
 }
 
 /// Sends `body` to `path`, with more headers, each with its line's end.
 pub(crate) async fn post(address: SocketAddr, path: &str, headers: &str, body: &str) -> io::Result<Answer> {
     let head = format!("POST {path} HTTP/1.1\r\n{headers}Content-Length: {}\r\n", body.len());
-    exchange(address, &head, body).await
+    exchange(address, &head, body, PATIENCE).await
 }
 
-async fn exchange(address: SocketAddr, head: &str, body: &str) -> io::Result<Answer> {
+async fn exchange(address: SocketAddr, head: &str, body: &str, patience: Duration) -> io::Result<Answer> {
     let request = format!("{head}Host: localhost\r\nConnection: close\r\n\r\n{body}");
     let exchange = async {
         let mut socket = TcpStream::connect(address).await?;
@@ -45,7 +52,7 @@ async fn exchange(address: SocketAddr, head: &str, body: &str) -> io::Result<Ans
         socket.read_to_string(&mut answer).await?;
         parse(&answer).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "cut off in an answer"))
     };
-    timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    timeout(patience, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn parse(answer: &str) -> Option<Answer> {

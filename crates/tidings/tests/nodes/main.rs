@@ -5,22 +5,28 @@
 //! large and how long: see `scale`. Run it with `cargo test -p tidings --test nodes`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![allow(dead_code, reason = "the scenarios with many nodes need an engine that nodes share")]
 
 mod chance;
+mod channel;
 mod checker;
 mod cluster_set;
+mod failover;
 mod fleet;
 mod http;
+mod ingest;
 mod node;
+mod partition;
 mod planted;
 mod process;
 mod proxy;
 mod publish;
 mod record;
+mod redis_faults;
 mod redis_server;
+mod restarts;
 mod scale;
 mod sentinel_set;
 mod single_node;
+mod soak;
 mod stage;
 mod tools;

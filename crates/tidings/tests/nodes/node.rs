@@ -36,6 +36,18 @@ impl Node {
         node
     }
 
+    /// So many nodes that share this Redis: `node-0`, `node-1`, …
+    pub(crate) async fn many(count: usize, redis_url: &str, settings: &[(&str, &str)]) -> Vec<Self> {
+        let shared = [&[("TIDINGS_ENGINE", "redis"), ("REDIS_URL", redis_url)], settings].concat();
+        let mut nodes: Vec<_> =
+            (0..count).map(|index| Self::new(&format!("node-{index}"), &shared)).collect();
+        nodes.iter_mut().for_each(Self::launch);
+        for node in &mut nodes {
+            node.ready().await;
+        }
+        nodes
+    }
+
     /// A node that does not run yet.
     pub(crate) fn new(name: &str, settings: &[(&str, &str)]) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
@@ -46,6 +58,7 @@ impl Node {
             // All that a test publishes: at the end it is read, and held against what was delivered.
             ("TIDINGS_HISTORY_EVENTS", "100000"),
             ("TIDINGS_HISTORY_BYTES", "268435456"),
+            ("TIDINGS_HISTORY_SECONDS", "86400"),
             ("TIDINGS_LOG_FORMAT", "json"),
             ("RUST_LOG", &scale::log_filter()),
             ("RUST_BACKTRACE", "1"),
@@ -125,13 +138,6 @@ impl Node {
 
     pub(crate) async fn health(&self) -> Option<Value> {
         Some(http::get(self.address, "/health/websocket").await.ok()?.json())
-    }
-
-    /// The value of a metric, with its labels as written; 0 where it is not there yet.
-    pub(crate) async fn metric(&self, name: &str) -> f64 {
-        let text = http::get(self.address, "/metrics").await.map(|answer| answer.body).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
     }
 
     fn log_file(&self) -> PathBuf {

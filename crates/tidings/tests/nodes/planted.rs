@@ -18,7 +18,8 @@ fn place(epoch: &str, offset: u64) -> Place {
 }
 
 fn confirmed(epoch: &str, offset: u64, recovered: Option<bool>) -> Heard {
-    Heard::Confirmed { project: 0, place: place(epoch, offset), recovered, rewinds: false }
+    let has_state = recovered != Some(true);
+    Heard::Confirmed { project: 0, place: place(epoch, offset), recovered, has_state, rewinds: false }
 }
 
 fn connected() -> Heard {
@@ -136,7 +137,13 @@ fn what_was_not_subscribed_to_is_foreign() {
     only(&judged(&[client([foreign])], 0), |v| v.foreign, 1);
     only(&judged(&[client([connected(), event(1, 1)])], 0), |v| v.foreign, 1);
     only(&judged(&[client([Heard::Strange("{}".to_owned())])], 0), |v| v.foreign, 1);
-    let confirmed = Heard::Confirmed { project: 9, place: place("e", 0), recovered: None, rewinds: false };
+    let confirmed = Heard::Confirmed {
+        project: 9,
+        place: place("e", 0),
+        recovered: None,
+        has_state: true,
+        rewinds: false,
+    };
     only(&judged(&[client([confirmed])], 0), |v| v.foreign, 1);
 }
 
@@ -149,6 +156,11 @@ fn confirmations_and_heartbeats_that_do_not_fit_are_contradictions() {
     // As if the client had never been there.
     only(&judged(&[client([event(1, 1), confirmed("e", 1, None)])], 0), |v| v.contradictory, 1);
     only(&judged(&[client([Heard::Removed { project: 0 }])], 0), |v| v.contradictory, 1);
+    for (recovered, has_state) in [(Some(true), true), (Some(false), false)] {
+        let confirmed =
+            Heard::Confirmed { project: 0, place: place("e", 0), recovered, has_state, rewinds: false };
+        only(&judged(&[client([confirmed])], 0), |v| v.contradictory, 1);
+    }
 }
 
 #[test]
@@ -195,8 +207,13 @@ fn what_was_taken_back_may_be_published_again() {
 
 #[test]
 fn what_a_client_asked_for_twice_may_come_twice() {
-    let twice =
-        |rewinds| Heard::Confirmed { project: 0, place: place("e", 1), recovered: Some(true), rewinds };
+    let twice = |rewinds| Heard::Confirmed {
+        project: 0,
+        place: place("e", 1),
+        recovered: Some(true),
+        has_state: false,
+        rewinds,
+    };
     let heard = |rewinds| events(1..=3).into_iter().chain([twice(rewinds)]).chain(events(2..=4));
     only(&judged(&[client(heard(true))], 4), |v| v.duplicated, 0);
     let verdict = judged(&[client(heard(false))], 4);

@@ -71,7 +71,7 @@ pub(crate) enum Heard {
     Resumed(bool),
     /// `subscription.confirmed`. It `rewinds` when the client had asked twice, with the same `since`, because its resume was
     /// not answered in time; then what came in between comes again.
-    Confirmed { project: Project, place: Place, recovered: Option<bool>, rewinds: bool },
+    Confirmed { project: Project, place: Place, recovered: Option<bool>, has_state: bool, rewinds: bool },
     /// `subscription.removed`, which nobody asked for here.
     Removed { project: Project },
     /// An event.

@@ -56,7 +56,7 @@ impl Load {
     }
 
     /// What each client follows: one to three projects, so that all have about as many followers.
-    fn follow(self) -> Vec<Vec<Project>> {
+    pub(crate) fn follow(self) -> Vec<Vec<Project>> {
         let project =
             |index: usize| Project::try_from(index % usize::from(self.projects)).expect("a project");
         let distinct = |client: usize| (1 + client % 3).min(usize::from(self.projects));
@@ -153,7 +153,7 @@ impl Stage {
             let (mut since, mut last_page) = (String::new(), false);
             while !last_page {
                 let path = format!("/api/projects/{}/events?limit=1000{since}", project_id(project));
-                let page = http::get(self.addresses[0], &path)
+                let page = http::get_all(self.addresses[0], &path)
                     .await
                     .expect("the first node lives at the end")
                     .json();

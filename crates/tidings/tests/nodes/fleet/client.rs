@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpStream,
@@ -51,6 +51,7 @@ struct Incoming<'a> {
     offset: Option<u64>,
     folded: Option<u64>,
     recovered: Option<bool>,
+    state: Option<IgnoredAny>,
     #[serde(borrow)]
     node: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -300,8 +301,9 @@ impl Connection<'_> {
         let project = message.project()?;
         let place = Place { epoch: Epoch::from(message.epoch.as_deref()?), offset: message.offset? };
         self.client.positions.insert(project, place.clone());
-        let (recovered, rewinds) = (message.recovered, message.id.as_deref() == Some("twice"));
-        self.client.notes.write(Heard::Confirmed { project, place, recovered, rewinds });
+        let (recovered, has_state) = (message.recovered, message.state.is_some());
+        let rewinds = message.id.as_deref() == Some("twice");
+        self.client.notes.write(Heard::Confirmed { project, place, recovered, has_state, rewinds });
         Some(())
     }
 

@@ -1,0 +1,57 @@
+//! Redis of several: a failover that forgets the newest, and slots that move.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::{
+    cluster_set::ClusterSet,
+    node::Node,
+    sentinel_set::SentinelSet,
+    stage::{Load, Outcome, Stage, Store, alone},
+};
+
+#[test]
+fn the_primary_is_lost_with_what_it_had_not_passed_on_and_that_is_told() {
+    alone(async {
+        let mut set = SentinelSet::started().await;
+        let stage = Stage::set(Node::many(3, &set.url(), &[]).await, Load::usual()).await;
+        set.cut_replication().await;
+        sleep(Duration::from_millis(700)).await;
+        set.fail_primary();
+        set.failed_over().await;
+        let Outcome { verdict, .. } =
+            stage.finish("Sentinel failover, the newest lost", Store::Forgets).await;
+        assert!(verdict.taken_back > 0 && verdict.told_gaps > 0, "nothing was forgotten: {verdict:#?}");
+    });
+}
+
+#[test]
+fn the_primary_is_lost_and_everything_goes_on_at_its_replica() {
+    alone(async {
+        let mut set = SentinelSet::started().await;
+        let stage = Stage::set(Node::many(3, &set.url(), &[]).await, Load::usual()).await;
+        sleep(Duration::from_secs(1)).await;
+        set.fail_primary();
+        set.failed_over().await;
+        // Replication is always a little behind, so that a few events may be lost.
+        stage.finish("Sentinel failover", Store::Forgets).await;
+    });
+}
+
+#[test]
+fn slots_of_a_cluster_move_under_load() {
+    alone(async {
+        let cluster = ClusterSet::started().await;
+        let stage = Stage::set(Node::many(3, &cluster.url(), &[]).await, Load::usual()).await;
+        for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+            let slots = cluster.slots_with_keys(from, "tidings:").await;
+            assert!(!slots.is_empty(), "server {from} of the cluster has nothing of the service");
+            for &slot in slots.iter().take(3) {
+                cluster.move_slot(slot, from, to).await;
+                sleep(Duration::from_millis(300)).await;
+            }
+        }
+        stage.finish("nine slots of a cluster moved", Store::Keeps).await;
+    });
+}

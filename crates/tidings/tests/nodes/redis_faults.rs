@@ -1,0 +1,159 @@
+//! A Redis that goes away, comes back, and has forgotten some or all of it.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    node::Node,
+    process::{DEADLINE, until},
+    publish::HttpPublisher,
+    record::{Epoch, Heard, Project, Witness},
+    redis_server::{DURABLE, RedisServer, VOLATILE},
+    stage::{Load, Outcome, Stage, Store, alone},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Three nodes on this Redis, under load for a second.
+async fn loaded(redis: &RedisServer) -> Stage {
+    let stage = Stage::set(Node::many(3, &redis.url(), &[]).await, Load::usual()).await;
+    sleep(SECOND).await;
+    stage
+}
+
+/// Nobody's connection may end because Redis is away.
+fn assert_nobody_was_closed(witnesses: &[Witness]) {
+    for (client, witness) in witnesses.iter().enumerate() {
+        let closed = witness.records.iter().find(|record| matches!(record.heard, Heard::Closed(_)));
+        assert!(closed.is_none(), "client {client}: {closed:?}");
+    }
+}
+
+#[test]
+fn redis_restarts_with_its_data_and_nothing_is_missing() {
+    alone(async {
+        let mut redis = RedisServer::started(DURABLE).await;
+        let stage = loaded(&redis).await;
+        redis.kill();
+        sleep(2 * SECOND).await;
+        redis.start().await;
+        let outcome = stage.finish("Redis restarted with its data", Store::Keeps).await;
+        assert_nobody_was_closed(&outcome.witnesses);
+    });
+}
+
+#[test]
+fn redis_stands_still_for_ten_seconds_and_nothing_is_missing() {
+    alone(async {
+        let redis = RedisServer::started(VOLATILE).await;
+        let stage = loaded(&redis).await;
+        redis.pause();
+        sleep(10 * SECOND).await;
+        redis.go_on();
+        let outcome = stage.finish("Redis paused for 10 s", Store::Keeps).await;
+        assert_nobody_was_closed(&outcome.witnesses);
+    });
+}
+
+#[test]
+fn redis_restarts_from_older_data_and_whoever_had_more_is_told() {
+    alone(async {
+        let mut redis = RedisServer::started(VOLATILE).await;
+        let stage = loaded(&redis).await;
+        // These will have seen nothing of what is going to be forgotten.
+        let away = || (0..stage.load.clients).step_by(10);
+        stage.fleet.send_away(away());
+        let members = &stage.fleet.members;
+        until("clients being away", || async { away().all(|client| members[client].node().is_none()) }).await;
+        let copy = redis.copy_data().await;
+        sleep(2 * SECOND).await;
+        redis.kill();
+        let fault_ms = stage.clock.now_ms();
+        redis.set_back_to(&copy);
+        redis.start().await;
+        stage.fleet.call_back();
+        let clients = stage.load.clients;
+        let Outcome { verdict, witnesses } =
+            stage.finish("Redis restarted from an older dump", Store::Forgets).await;
+        assert!(verdict.taken_back > 0 && verdict.told_gaps > 0, "nothing was forgotten: {verdict:#?}");
+        for client in (0..clients).step_by(10) {
+            let told = witnesses[client].records.iter().filter(|record| record.at_ms >= fault_ms);
+            let gap = told.into_iter().find(|record| {
+                matches!(record.heard, Heard::Confirmed { recovered, .. } if recovered != Some(true))
+            });
+            assert!(gap.is_none(), "client {client} had nothing that was forgotten, and was told {gap:?}");
+        }
+        assert!(epochs(&witnesses, 0).len() > 1, "a branch without a new epoch");
+    });
+}
+
+/// The lives of a project's stream that clients heard of.
+fn epochs(witnesses: &[Witness], of: Project) -> HashSet<Epoch> {
+    let records = witnesses.iter().flat_map(|witness| &witness.records);
+    let epoch = |heard: &Heard| match heard {
+        Heard::Confirmed { project, place, .. } if *project == of => Some(place.epoch.clone()),
+        _ => None,
+    };
+    records.filter_map(|record| epoch(&record.heard)).collect()
+}
+
+#[test]
+fn redis_restarts_empty_and_every_subscription_begins_anew() {
+    alone(async {
+        let mut redis = RedisServer::started(VOLATILE).await;
+        let stage = loaded(&redis).await;
+        redis.kill();
+        sleep(SECOND).await;
+        redis.start().await;
+        let Outcome { verdict, witnesses } = stage.finish("Redis restarted empty", Store::Forgets).await;
+        let subscriptions: usize = witnesses.iter().map(|witness| witness.projects.len()).sum();
+        assert!(verdict.told_gaps >= subscriptions, "{} of {subscriptions} were told", verdict.told_gaps);
+        assert_nobody_was_closed(&witnesses);
+    });
+}
+
+#[test]
+fn redis_cuts_the_listening_connections_again_and_again() {
+    alone(async {
+        let redis = RedisServer::started(VOLATILE).await;
+        let stage = loaded(&redis).await;
+        for _ in 0..4 {
+            until("somebody listening", || async { redis.cut_listeners().await > 0 }).await;
+            sleep(2 * SECOND).await;
+        }
+        let outcome = stage.finish("CLIENT KILL TYPE pubsub, 4 times", Store::Keeps).await;
+        assert_nobody_was_closed(&outcome.witnesses);
+    });
+}
+
+#[test]
+fn redis_gives_up_a_listener_that_does_not_read() {
+    alone(async {
+        let limit = ["--client-output-buffer-limit", "pubsub", "262144", "131072", "1"];
+        let redis = RedisServer::started(&[VOLATILE, &limit].concat()).await;
+        let usual = Load::usual();
+        // One project more, which one client of each node follows: large events for everybody would only show how fast
+        // this machine is.
+        let large = usual.projects;
+        let load = Load { projects: large + 1, ..usual };
+        let follow = usual.follow().into_iter().enumerate();
+        let follow = follow.map(|(client, projects)| if client < 3 { vec![large] } else { projects });
+        let nodes = Node::many(3, &redis.url(), &[]).await;
+        let mut stage = Stage::following(nodes, load, follow.collect()).await;
+        stage.publish();
+        stage.nodes[2].pause();
+        let paused = Instant::now();
+        let living = stage.addresses[..2].into();
+        let mut publisher = HttpPublisher::new(100, living, stage.clock, stage.book.clone()).padded(200_000);
+        let given_up = || redis.info(&["INFO", "stats"], "client_output_buffer_limit_disconnections");
+        while given_up().await.is_none_or(|count| count == "0") {
+            assert!(paused.elapsed() < DEADLINE, "Redis does not give the listener up");
+            publisher.publish(std::iter::once(large)).await;
+        }
+        // Long enough for its clients to go elsewhere.
+        sleep((8 * SECOND).saturating_sub(paused.elapsed())).await;
+        stage.nodes[2].go_on();
+        stage.finish("a paused node over the output-buffer limit", Store::Keeps).await;
+    });
+}
