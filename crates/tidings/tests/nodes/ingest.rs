@@ -12,7 +12,7 @@ use crate::{
     record::Publisher,
     redis_server::{DURABLE, RedisServer},
     scale,
-    stage::{Load, Recovery, Stage, Store, alone},
+    stage::{Load, Recovery, Stage, Store, alone, report},
 };
 
 const PUBLISHER: Publisher = 300;
@@ -65,6 +65,7 @@ fn every_entry_comes_once_and_in_order_whoever_is_killed_over_it() {
             })
             .await;
             stage.nodes[index].kill();
+            report(format_args!("node {index} was killed with {} entries to go", length(&redis).await));
             sleep(Duration::from_millis(200)).await;
             stage.nodes[index].start().await;
         }
