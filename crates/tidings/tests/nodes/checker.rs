@@ -71,8 +71,18 @@ pub(crate) fn check(witnesses: &[Witness], acknowledged: &[Acknowledged], kept: 
     for (client, witness) in witnesses.iter().enumerate() {
         let mut followed: BTreeMap<_, _> =
             witness.projects.iter().map(|&project| (project, Followed::new(client, project))).collect();
+        let mut is_degraded = false;
         for record in &witness.records {
+            match record.heard {
+                Heard::Degraded => is_degraded = true,
+                Heard::Connected { .. } | Heard::Recovered => is_degraded = false,
+                _ => {}
+            }
             take(&mut followed, client, &record.heard, &mut names, &mut verdict);
+        }
+        if is_degraded {
+            let text = || format!("client {client}: was told of degradation, and never that it is over");
+            verdict.find(|v| &mut v.contradictory, text);
         }
         for (project, followed) in followed {
             let published = published.get(&project).map(Vec::as_slice).unwrap_or_default();

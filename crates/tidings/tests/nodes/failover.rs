@@ -20,7 +20,7 @@ fn the_primary_is_lost_with_what_it_had_not_passed_on_and_that_is_told() {
         sleep(Duration::from_millis(700)).await;
         set.fail_primary();
         set.failed_over().await;
-        let Outcome { verdict, .. } =
+        let Outcome { verdict, _nodes, .. } =
             stage.finish("Sentinel failover, the newest lost", Store::Forgets).await;
         assert!(verdict.taken_back > 0 && verdict.told_gaps > 0, "nothing was forgotten: {verdict:#?}");
     });

@@ -93,7 +93,7 @@ impl Notes {
     /// The node that it is connected to, if it is.
     pub(crate) fn node(&self) -> Option<Arc<str>> {
         let records = self.records.lock();
-        let ends = |heard: &Heard| matches!(heard, Heard::Closed(_) | Heard::Left);
+        let ends = |heard: &Heard| matches!(heard, Heard::Closed { .. } | Heard::Left);
         let last = records
             .iter()
             .rfind(|record| matches!(record.heard, Heard::Connected { .. }) || ends(&record.heard));
@@ -144,11 +144,11 @@ impl Fleet {
         }
     }
 
-    /// Waits until every client has, of each of its projects, an event that was published at `since_ms` or later. Those that have
-    /// not in time.
+    /// Waits until every client that is not away has, of each of its projects, an event that was published at `since_ms` or
+    /// later. Those that have not in time.
     pub(crate) async fn caught_up(&self, since_ms: u64, limit: Duration) -> Vec<usize> {
         let behind = || {
-            let members = self.members.iter().enumerate();
+            let members = self.members.iter().enumerate().filter(|(index, _)| !*self.away[*index].borrow());
             members
                 .filter(|(_, member)| !member.has_since(since_ms))
                 .map(|(index, _)| index)

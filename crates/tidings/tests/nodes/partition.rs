@@ -7,9 +7,8 @@ use tokio::time::sleep;
 use crate::{
     node::Node,
     proxy::{Network, Proxy},
-    record::Heard,
     redis_server::{RedisServer, VOLATILE},
-    stage::{Load, Stage, Store, alone},
+    stage::{Load, Outcome, Stage, Store, alone},
 };
 
 const FOR: Duration = Duration::from_secs(8);
@@ -52,16 +51,9 @@ async fn cut_off(row: &str, how: Network) {
     proxy.set(how);
     sleep(FOR).await;
     proxy.set(Network::Passes(Duration::ZERO));
-    let witnesses = stage.finish(row, Store::Keeps).await.witnesses;
+    let Outcome { witnesses, _nodes, .. } = stage.finish(row, Store::Keeps).await;
     for client in clients {
-        let records = witnesses[client].records.iter().filter(|record| record.at_ms >= fault_ms);
-        let told = records.filter_map(|record| match record.heard {
-            Heard::Degraded => Some("degraded".to_owned()),
-            Heard::Recovered => Some("recovered".to_owned()),
-            Heard::Closed(code) => Some(format!("closed {code}")),
-            _ => None,
-        });
-        let told = told.collect::<Vec<_>>();
+        let told = witnesses[client].told_since(fault_ms);
         assert_eq!(told, ["degraded", "recovered"], "client {client}");
     }
 }

@@ -67,7 +67,12 @@ fn only(verdict: &Verdict, kind: fn(&Verdict) -> usize, expected: usize) {
 
 #[test]
 fn a_history_without_faults_is_clean() {
-    let resumed = [Heard::Closed(1012), connected(), Heard::Resumed(true), confirmed("e", 2, Some(true))];
+    let resumed = [
+        Heard::Closed { code: 1012, why: String::new() },
+        connected(),
+        Heard::Resumed(true),
+        confirmed("e", 2, Some(true)),
+    ];
     let heard = events(1..=2).into_iter().chain(resumed).chain(events(3..=5));
     let position = Heard::Position { project: 0, offset: 5 };
     let verdict = judged(&[client(heard.chain([position])), client(events(1..=5))], 5);
@@ -156,6 +161,8 @@ fn confirmations_and_heartbeats_that_do_not_fit_are_contradictions() {
     // As if the client had never been there.
     only(&judged(&[client([event(1, 1), confirmed("e", 1, None)])], 0), |v| v.contradictory, 1);
     only(&judged(&[client([Heard::Removed { project: 0 }])], 0), |v| v.contradictory, 1);
+    only(&judged(&[client([Heard::Degraded])], 0), |v| v.contradictory, 1);
+    only(&judged(&[client([Heard::Degraded, Heard::Recovered])], 0), |v| v.contradictory, 0);
     for (recovered, has_state) in [(Some(true), true), (Some(false), false)] {
         let confirmed =
             Heard::Confirmed { project: 0, place: place("e", 0), recovered, has_state, rewinds: false };

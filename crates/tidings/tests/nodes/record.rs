@@ -86,8 +86,8 @@ pub(crate) enum Heard {
     Recovered,
     /// `container.reconnect`.
     Appointment { in_ms: u64 },
-    /// The end of a connection: its close code, 1006 for a cut.
-    Closed(u16),
+    /// The end of a connection: its close code, 1006 for a cut, and what the client saw of it.
+    Closed { code: u16, why: String },
     /// The client closed without a word, because the test wanted it away.
     Left,
 }
@@ -105,4 +105,19 @@ pub(crate) struct Acknowledged {
 pub(crate) struct Witness {
     pub(crate) projects: Vec<Project>,
     pub(crate) records: Vec<Record>,
+}
+
+impl Witness {
+    /// What it was told about Redis, and what happened to its connection, from `since_ms` on.
+    pub(crate) fn told_since(&self, since_ms: u64) -> Vec<String> {
+        let records = self.records.iter().filter(|record| record.at_ms >= since_ms);
+        let told = records.filter_map(|record| match &record.heard {
+            Heard::Degraded => Some("degraded".to_owned()),
+            Heard::Recovered => Some("recovered".to_owned()),
+            Heard::Closed { code, why } => Some(format!("closed {code} {why}")),
+            Heard::Left => Some("left".to_owned()),
+            _ => None,
+        });
+        told.collect()
+    }
 }

@@ -117,6 +117,12 @@ impl RedisServer {
         self.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await.unwrap()
     }
 
+    /// How many connections listen.
+    pub(crate) async fn listeners(&self) -> usize {
+        let list: String = self.command(&["CLIENT", "LIST", "TYPE", "pubsub"]).await.unwrap();
+        list.lines().count()
+    }
+
     /// A copy of the data as it is now, to go back to.
     pub(crate) async fn copy_data(&self) -> PathBuf {
         self.command::<()>(&["SAVE"]).await.unwrap();

@@ -62,12 +62,12 @@ fn appointments_kept(records: &[Record]) -> usize {
         match record.heard {
             Heard::Connected { .. } => appointment = None,
             Heard::Appointment { in_ms } => appointment = Some(record.at_ms + in_ms),
-            Heard::Closed(code) => {
+            Heard::Closed { code, ref why } => {
                 // Both were read by a busy machine.
                 let due = appointment.is_some_and(|at| record.at_ms + 250 >= at);
                 assert!(
                     code == 1012 && due,
-                    "closed with {code} at {}, appointment {appointment:?}",
+                    "closed with {code} ({why}) at {}, appointment {appointment:?}",
                     record.at_ms
                 );
                 closed += 1;

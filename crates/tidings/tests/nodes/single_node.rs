@@ -33,7 +33,7 @@ fn a_node_that_keeps_nothing_is_killed_and_everybody_is_told() {
         let mut stage = Stage::set(vec![node], Load::usual()).await;
         stage.nodes[0].kill();
         stage.nodes[0].start().await;
-        let Outcome { verdict, witnesses } =
+        let Outcome { verdict, witnesses, _nodes } =
             stage.finish("single node without a journal", Store::Forgets).await;
         let subscriptions: usize = witnesses.iter().map(|witness| witness.projects.len()).sum();
         assert_eq!(verdict.told_gaps, subscriptions);

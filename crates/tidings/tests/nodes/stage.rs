@@ -79,6 +79,8 @@ pub(crate) struct Stage {
 pub(crate) struct Outcome {
     pub(crate) verdict: Verdict,
     pub(crate) witnesses: Vec<Witness>,
+    /// Kept until the test has looked at the rest: if it fails, their logs tell why.
+    pub(crate) _nodes: Vec<Node>,
 }
 
 impl Stage {
@@ -143,7 +145,7 @@ impl Stage {
         let verdict = check(&witnesses, &self.book.acknowledged(), Some(&kept));
         tell(row, &witnesses, &verdict, &recovery);
         judge(&witnesses, &verdict, &recovery, store);
-        Outcome { verdict, witnesses }
+        Outcome { verdict, witnesses, _nodes: self.nodes }
     }
 
     /// What the streams have, read as anybody can.

@@ -161,9 +161,9 @@ impl Client {
         let Ok(Some(socket)) = timeout(CONNECT, connect(node)).await else { return Next::Later };
         let mut connection =
             Connection { client: self, socket, own_token: None, stage: Stage::Following, appointment: false };
-        let code = connection.run().await.unwrap_or(CUT);
+        let (code, why) = connection.run().await;
         let kept_appointment = connection.appointment;
-        self.notes.write(Heard::Closed(code));
+        self.notes.write(Heard::Closed { code, why });
         if code == 4510 {
             self.token = None;
         }
@@ -191,25 +191,31 @@ struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    /// Follows it to its end; its close code, if there was one.
-    async fn run(&mut self) -> Option<u16> {
+    /// Follows it to its end; its close code, and why it ended.
+    async fn run(&mut self) -> (u16, String) {
         let mut silence = CONNECT;
         loop {
             let unanswered = match self.stage {
                 Stage::Resuming(until) => until,
                 _ => Instant::now() + silence,
             };
-            let message = tokio::select! {
-                message = timeout(silence, self.socket.next()) => message.ok()??.ok()?,
+            let heard = tokio::select! {
+                message = timeout(silence, self.socket.next()) => match message {
+                    Ok(Some(Ok(Message::Text(text)))) => self.hear(&text).await.ok_or("an answer could not be sent"),
+                    Ok(Some(Ok(Message::Close(Some(frame))))) => {
+                        return (frame.code.into(), frame.reason.as_str().to_owned());
+                    }
+                    Ok(Some(Ok(_))) => Ok(()),
+                    Ok(Some(Err(error))) => return (CUT, error.to_string()),
+                    Ok(None) => Err("it ended"),
+                    Err(_) => Err("nothing came, not even a heartbeat"),
+                },
                 () = sleep_until(unanswered), if matches!(self.stage, Stage::Resuming(_)) => {
-                    self.give_up().await?;
-                    continue;
+                    self.give_up().await.ok_or("an answer could not be sent")
                 }
             };
-            match message {
-                Message::Text(text) => self.hear(&text).await?,
-                Message::Close(frame) => return frame.map(|frame| frame.code.into()),
-                _ => {}
+            if let Err(why) = heard {
+                return (CUT, why.to_owned());
             }
             silence = self.client.silence;
         }
@@ -225,6 +231,8 @@ impl Connection<'_> {
             "connection.established" => self.established(&message).await?,
             "connection.resumed" => self.resumed(&message).await?,
             "error" if message.code.as_deref() == Some("resume_expired") => self.expired().await?,
+            // Announcements are followed by everybody, and confirmed again when their stream begins anew.
+            "subscription.confirmed" if message.project_id.as_deref() == Some("*") => {}
             "subscription.confirmed" => self.confirmed(&message)?,
             "subscription.removed" => self.client.notes.write(Heard::Removed { project: message.project()? }),
             "system.heartbeat" => self.heartbeat(&message),
