@@ -75,7 +75,7 @@ pub(crate) fn check(witnesses: &[Witness], acknowledged: &[Acknowledged], kept: 
         for record in &witness.records {
             match record.heard {
                 Heard::Degraded => is_degraded = true,
-                Heard::Connected { .. } | Heard::Recovered => is_degraded = false,
+                Heard::Connected { .. } | Heard::Recovered { .. } => is_degraded = false,
                 _ => {}
             }
             take(&mut followed, client, &record.heard, &mut names, &mut verdict);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     process::until,
-    redis_server::{RedisServer, VOLATILE},
+    redis_server::{DURABLE, RedisServer},
 };
 
 /// All slots of a cluster.
@@ -20,7 +20,10 @@ pub(crate) struct ClusterSet {
 
 impl ClusterSet {
     pub(crate) async fn started() -> Self {
-        let options = [VOLATILE, &["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]].concat();
+        // Two go on without the third, as an operator wants it who has many projects.
+        let alone = ["--cluster-require-full-coverage", "no"];
+        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
+        let options = [DURABLE, &options, &alone].concat();
         let (mut servers, mut ids) = (Vec::new(), Vec::new());
         for index in 0..3 {
             let server = RedisServer::started(&options).await;
@@ -63,6 +66,10 @@ impl ClusterSet {
 
     pub(crate) fn servers(&self) -> &[RedisServer] {
         &self.servers
+    }
+
+    pub(crate) fn server(&mut self, index: usize) -> &mut RedisServer {
+        &mut self.servers[index]
     }
 
     /// The slots of one server in which there are keys whose names contain `word`.

@@ -6,6 +6,7 @@ use tokio::time::sleep;
 
 use crate::{
     cluster_set::ClusterSet,
+    http,
     node::Node,
     sentinel_set::SentinelSet,
     stage::{Load, Outcome, Stage, Store, alone},
@@ -53,5 +54,23 @@ fn slots_of_a_cluster_move_under_load() {
             }
         }
         stage.finish("nine slots of a cluster moved", Store::Keeps).await;
+    });
+}
+
+#[test]
+fn one_primary_of_a_cluster_is_away_for_a_while_and_everybody_is_told() {
+    alone(async {
+        let mut cluster = ClusterSet::started().await;
+        let stage = Stage::set(Node::many(3, &cluster.url(), &[]).await, Load::usual()).await;
+        // Not the first, which has everything that belongs to no project.
+        cluster.server(2).kill();
+        let address = cluster.server(2).address();
+        sleep(Duration::from_secs(4)).await;
+        let ready = http::get(stage.addresses[0], "/readyz?verbose").await.unwrap();
+        let of_server = ready.body.lines().find(|line| line.contains(&address));
+        assert!(of_server.is_some_and(|line| line.starts_with("[-]")), "{address} is dead: {ready:?}");
+        cluster.server(2).start().await;
+        let outcome = stage.finish("one of three primaries away for 4 s", Store::Keeps).await;
+        outcome.assert_told(1..=1);
     });
 }

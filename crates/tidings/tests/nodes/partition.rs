@@ -54,6 +54,7 @@ async fn cut_off(row: &str, how: Network) {
     let Outcome { witnesses, _nodes, .. } = stage.finish(row, Store::Keeps).await;
     for client in clients {
         let told = witnesses[client].told_since(fault_ms);
-        assert_eq!(told, ["degraded", "recovered"], "client {client}");
+        // Others went on publishing: what this node missed it has read again.
+        assert_eq!(told, ["degraded", "recovered, gap recovered"], "client {client}");
     }
 }

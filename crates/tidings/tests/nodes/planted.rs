@@ -162,7 +162,11 @@ fn confirmations_and_heartbeats_that_do_not_fit_are_contradictions() {
     only(&judged(&[client([event(1, 1), confirmed("e", 1, None)])], 0), |v| v.contradictory, 1);
     only(&judged(&[client([Heard::Removed { project: 0 }])], 0), |v| v.contradictory, 1);
     only(&judged(&[client([Heard::Degraded])], 0), |v| v.contradictory, 1);
-    only(&judged(&[client([Heard::Degraded, Heard::Recovered])], 0), |v| v.contradictory, 0);
+    only(
+        &judged(&[client([Heard::Degraded, Heard::Recovered { gap: "none".into() }])], 0),
+        |v| v.contradictory,
+        0,
+    );
     for (recovered, has_state) in [(Some(true), true), (Some(false), false)] {
         let confirmed =
             Heard::Confirmed { project: 0, place: place("e", 0), recovered, has_state, rewinds: false };

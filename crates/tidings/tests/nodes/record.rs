@@ -82,8 +82,8 @@ pub(crate) enum Heard {
     Position { project: Project, offset: u64 },
     /// `system.degraded`.
     Degraded,
-    /// `system.recovered`.
-    Recovered,
+    /// `system.recovered`, with what became of events meanwhile.
+    Recovered { gap: Arc<str> },
     /// `container.reconnect`.
     Appointment { in_ms: u64 },
     /// The end of a connection: its close code, 1006 for a cut, and what the client saw of it.
@@ -113,7 +113,7 @@ impl Witness {
         let records = self.records.iter().filter(|record| record.at_ms >= since_ms);
         let told = records.filter_map(|record| match &record.heard {
             Heard::Degraded => Some("degraded".to_owned()),
-            Heard::Recovered => Some("recovered".to_owned()),
+            Heard::Recovered { gap } => Some(format!("recovered, gap {gap}")),
             Heard::Closed { code, why } => Some(format!("closed {code} {why}")),
             Heard::Left => Some("left".to_owned()),
             _ => None,

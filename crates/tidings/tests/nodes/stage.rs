@@ -83,6 +83,19 @@ pub(crate) struct Outcome {
     pub(crate) _nodes: Vec<Node>,
 }
 
+impl Outcome {
+    /// Holds when nobody's connection ended, and everybody was told of this many outages and of the end of each.
+    pub(crate) fn assert_told(&self, outages: std::ops::RangeInclusive<usize>) {
+        for (client, witness) in self.witnesses.iter().enumerate() {
+            let told = witness.told_since(0);
+            let in_pairs = told.chunks(2).all(|pair| {
+                pair.len() == 2 && pair[0] == "degraded" && pair[1].starts_with("recovered, gap ")
+            });
+            assert!(in_pairs && outages.contains(&(told.len() / 2)), "client {client} was told {told:?}");
+        }
+    }
+}
+
 impl Stage {
     /// Sets clients before these nodes, and then has events published, until every client has some.
     pub(crate) async fn set(nodes: Vec<Node>, load: Load) -> Self {

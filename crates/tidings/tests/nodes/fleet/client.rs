@@ -62,6 +62,8 @@ struct Incoming<'a> {
     #[serde(borrow)]
     code: Option<Cow<'a, str>>,
     retry_after_ms: Option<u64>,
+    #[serde(borrow)]
+    gap: Option<Cow<'a, str>>,
     publisher: Option<u16>,
     n: Option<u32>,
     copies: Option<u32>,
@@ -237,7 +239,9 @@ impl Connection<'_> {
             "subscription.removed" => self.client.notes.write(Heard::Removed { project: message.project()? }),
             "system.heartbeat" => self.heartbeat(&message),
             "system.degraded" => self.client.notes.write(Heard::Degraded),
-            "system.recovered" => self.client.notes.write(Heard::Recovered),
+            "system.recovered" => {
+                self.client.notes.write(Heard::Recovered { gap: message.gap.as_deref()?.into() });
+            }
             "container.reconnect" => self.appointment(&message),
             _ => match (message.event(), message.offset) {
                 (Some(event), Some(offset)) => self.event(event, offset, &message),
