@@ -13,12 +13,12 @@ use crate::{
     stage::{Load, Stage, Store, alone, report},
 };
 
-/// What can break. The first node is never killed: the soak is about clients, and somebody has to be there.
-#[derive(Clone, Copy, Debug)]
+/// What can break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    KillNode,
-    StopNode,
-    PauseNode,
+    KillNode(usize),
+    StopNode(usize),
+    PauseNode(usize),
     PauseRedis,
     RestartRedis,
     CutListeners,
@@ -27,63 +27,73 @@ enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 8] = [
-        Self::KillNode,
-        Self::StopNode,
-        Self::PauseNode,
-        Self::PauseRedis,
-        Self::RestartRedis,
-        Self::CutListeners,
-        Self::CutNetwork,
-        Self::SwallowNetwork,
-    ];
+    /// Any of them; of the nodes most often the one that has most clients.
+    fn by_chance(chance: &mut Chance, stage: &Stage) -> Self {
+        let busiest =
+            (0..stage.nodes.len()).max_by_key(|&node| stage.fleet.on_node(stage.nodes[node].name()).len());
+        let any = usize::try_from(chance.below(stage.nodes.len() as u64)).expect("a few nodes");
+        let node = if chance.below(2) == 0 { any } else { busiest.expect("there are nodes") };
+        let all = [
+            Self::KillNode(node),
+            Self::StopNode(node),
+            Self::PauseNode(node),
+            Self::PauseRedis,
+            Self::RestartRedis,
+            Self::CutListeners,
+            Self::CutNetwork,
+            Self::SwallowNetwork,
+        ];
+        all[usize::try_from(chance.below(all.len() as u64)).expect("a few faults")]
+    }
 
-    /// Breaks something for this long, and mends it.
-    async fn happen(
-        self,
-        stage: &mut Stage,
-        redis: &mut RedisServer,
-        proxy: &Proxy,
-        node: usize,
-        lasts: Duration,
-    ) {
-        let node = &mut stage.nodes[node];
+    /// Whether both can be the case at once.
+    fn goes_with(self, other: Self) -> bool {
+        let part = |fault: Self| match fault {
+            Self::KillNode(node) | Self::StopNode(node) | Self::PauseNode(node) => Some(node),
+            Self::CutNetwork | Self::SwallowNetwork => Some(usize::MAX - 1),
+            Self::PauseRedis | Self::RestartRedis | Self::CutListeners => Some(usize::MAX),
+        };
+        part(self) != part(other)
+    }
+
+    async fn begin(self, stage: &mut Stage, redis: &mut RedisServer, proxy: &Proxy) {
         match self {
-            Self::KillNode => {
-                node.kill();
-                sleep(lasts).await;
-                node.start().await;
-            }
-            Self::StopNode => {
-                node.stop().await;
-                sleep(lasts).await;
-                node.start().await;
-            }
-            Self::PauseNode => {
-                node.pause();
-                sleep(lasts).await;
-                node.go_on();
-            }
-            Self::PauseRedis => {
-                redis.pause();
-                sleep(lasts).await;
-                redis.go_on();
-            }
-            Self::RestartRedis => {
-                redis.kill();
-                sleep(lasts).await;
-                redis.start().await;
-            }
-            Self::CutListeners => {
-                redis.cut_listeners().await;
-            }
-            Self::CutNetwork | Self::SwallowNetwork => {
-                proxy.set(if matches!(self, Self::CutNetwork) { Network::Cut } else { Network::Swallows });
-                sleep(lasts).await;
-                proxy.set(Network::Passes(Duration::ZERO));
-            }
+            Self::KillNode(node) => stage.nodes[node].kill(),
+            Self::StopNode(node) => drop(stage.nodes[node].stop().await),
+            Self::PauseNode(node) => stage.nodes[node].pause(),
+            Self::PauseRedis => redis.pause(),
+            Self::RestartRedis => redis.kill(),
+            Self::CutListeners => drop(redis.cut_listeners().await),
+            Self::CutNetwork => proxy.set(Network::Cut),
+            Self::SwallowNetwork => proxy.set(Network::Swallows),
         }
     }
+
+    async fn end(self, stage: &mut Stage, redis: &mut RedisServer, proxy: &Proxy) {
+        match self {
+            Self::KillNode(node) | Self::StopNode(node) => stage.nodes[node].start().await,
+            Self::PauseNode(node) => stage.nodes[node].go_on(),
+            Self::PauseRedis => redis.go_on(),
+            Self::RestartRedis => redis.start().await,
+            Self::CutListeners => {}
+            Self::CutNetwork | Self::SwallowNetwork => proxy.set(Network::Passes(Duration::ZERO)),
+        }
+    }
+}
+
+/// One fault or two at once; those of nodes begin first and end last, because a node neither starts without Redis nor is it asked
+/// anything here while it is away.
+fn choose(chance: &mut Chance, stage: &Stage) -> Vec<Fault> {
+    let first = Fault::by_chance(chance, stage);
+    let second = Fault::by_chance(chance, stage);
+    let mut faults = vec![first];
+    if chance.below(3) == 0 && first.goes_with(second) {
+        faults.push(second);
+    }
+    let is_of_node =
+        |fault: &Fault| matches!(fault, Fault::KillNode(_) | Fault::StopNode(_) | Fault::PauseNode(_));
+    faults.sort_by_key(|fault| !is_of_node(fault));
+    faults
 }
 
 #[test]
@@ -103,11 +113,16 @@ fn faults_by_chance_for_as_long_as_it_is_told() {
         let mut stage = Stage::set(nodes, Load::usual()).await;
         let started = Instant::now();
         while started.elapsed() < limit {
-            let choice = usize::try_from(chance.below(Fault::ALL.len() as u64)).expect("a few");
-            let node = 1 + usize::from(chance.below(2) == 1);
-            let (fault, lasts) = (Fault::ALL[choice], Duration::from_millis(200 + chance.below(9_000)));
-            report(format_args!("{:?}: {fault:?} of node {node} for {lasts:?}", started.elapsed()));
-            fault.happen(&mut stage, &mut redis, &proxy, node, lasts).await;
+            let faults = choose(&mut chance, &stage);
+            let lasts = Duration::from_millis(200 + chance.below(9_000));
+            report(format_args!("{:.1?}: {faults:?} for {lasts:?}", started.elapsed()));
+            for fault in &faults {
+                fault.begin(&mut stage, &mut redis, &proxy).await;
+            }
+            sleep(lasts).await;
+            for fault in faults.iter().rev() {
+                fault.end(&mut stage, &mut redis, &proxy).await;
+            }
             let recovery = stage.recovery().await;
             let names = recovery.stuck.len();
             report(format_args!("recovered in {:?} ms, stuck {names}", recovery.took_ms.unwrap_or_default()));
