@@ -18,7 +18,7 @@ use redis::{Pipeline, PushInfo, PushKind, RedisError, Value, aio::MultiplexedCon
 use tidings_protocol::{Gap, Source, StreamId};
 use tokio::{
     sync::{Notify, mpsc},
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -129,9 +129,10 @@ fn part_name(primary: &str) -> String {
 }
 
 async fn listen(shared: Arc<Shared>, primary: Arc<Primary>, line: Arc<Line>) {
-    let mut retry = RETRY_MIN;
     let part = part_name(primary.name());
     shared.vigil.expect(Source::Redis, &part);
+    let mut retry = RETRY_MIN;
+    let mut outage = Outage::now(&shared);
     loop {
         let healthy = AtomicBool::new(false);
         let mut session = Session {
@@ -139,6 +140,7 @@ async fn listen(shared: Arc<Shared>, primary: Arc<Primary>, line: Arc<Line>) {
             primary: &primary,
             line: &line,
             part: &part,
+            outage: &outage,
             channels: HashMap::new(),
             probe: format!("tidings:probe:{}:{}", shared.options.incarnation, primary.name()),
             heard_at: Instant::now(),
@@ -147,7 +149,7 @@ async fn listen(shared: Arc<Shared>, primary: Arc<Primary>, line: Arc<Line>) {
         };
         // A connection that was cut is back within a moment, and nobody needs to know; what was missed is read anyway.
         let announce = async {
-            sleep(GRACE).await;
+            sleep_until(outage.since + GRACE).await;
             if !healthy.load(Relaxed) {
                 shared.vigil.down(Source::Redis, &part);
             }
@@ -159,7 +161,7 @@ async fn listen(shared: Arc<Shared>, primary: Arc<Primary>, line: Arc<Line>) {
         };
         let Err(lost) = lost;
         if healthy.load(Relaxed) {
-            retry = RETRY_MIN;
+            (retry, outage) = (RETRY_MIN, Outage::now(&shared));
             tracing::warn!(error = %lost, primary = primary.name(), "Redis cannot be heard; trying again until it can");
         } else {
             tracing::debug!(error = %lost, primary = primary.name(), "Redis cannot be heard");
@@ -174,12 +176,38 @@ async fn listen(shared: Arc<Shared>, primary: Arc<Primary>, line: Arc<Line>) {
     }
 }
 
+/// From when on nothing was heard, and what had been counted until then.
+struct Outage {
+    since: Instant,
+    repaired: usize,
+    lost: usize,
+}
+
+impl Outage {
+    fn now(shared: &Shared) -> Self {
+        let (repaired, lost) = (shared.repaired.load(Relaxed), shared.lost.load(Relaxed));
+        Self { since: Instant::now(), repaired, lost }
+    }
+
+    /// What became of events meanwhile.
+    fn gap(&self, shared: &Shared) -> Gap {
+        if shared.lost.load(Relaxed) > self.lost {
+            Gap::Lost
+        } else if shared.repaired.load(Relaxed) > self.repaired {
+            Gap::Recovered
+        } else {
+            Gap::None
+        }
+    }
+}
+
 /// One connection to one primary.
 struct Session<'a> {
     shared: &'a Arc<Shared>,
     primary: &'a Arc<Primary>,
     line: &'a Line,
     part: &'a str,
+    outage: &'a Outage,
     /// The streams that are subscribed to, by their channels.
     channels: HashMap<String, StreamId>,
     probe: String,
@@ -199,7 +227,6 @@ impl Session<'_> {
             .primary
             .connect(move |info: PushInfo| push.try_send(info).inspect_err(|_| tell.notify_one()))
             .await?;
-        let counted = (self.shared.repaired.load(Relaxed), self.shared.lost.load(Relaxed));
         let mut topology = self.shared.servers.watch();
         self.listen_for_itself(&mut connection, &mut pushes).await?;
         // What is asked for from here on comes as a change.
@@ -225,24 +252,13 @@ impl Session<'_> {
                 }
             }
             if is_caught_up && self.has_probe && !self.healthy.swap(true, Relaxed) {
-                self.shared.vigil.up(Source::Redis, self.part, self.gap_since(counted));
+                self.shared.vigil.up(Source::Redis, self.part, self.outage.gap(self.shared));
                 tracing::info!(
                     primary = self.primary.name(),
                     streams = self.channels.len(),
                     "Redis is heard"
                 );
             }
-        }
-    }
-
-    /// What became of events while nothing was heard.
-    fn gap_since(&self, (repaired, lost): (usize, usize)) -> Gap {
-        if self.shared.lost.load(Relaxed) > lost {
-            Gap::Lost
-        } else if self.shared.repaired.load(Relaxed) > repaired {
-            Gap::Recovered
-        } else {
-            Gap::None
         }
     }
 
