@@ -31,7 +31,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     };
     let mut cargo_test = cargo();
     cargo_test.args(["test", "--workspace", "--no-fail-fast"]);
-    for mut suite in [cargo_test, pytest("clients/python"), pytest("e2e")] {
+    // The service's own tests once more, with its streams in Redis.
+    let mut on_redis = cargo();
+    on_redis.args(["test", "--package", "tidings", "--test", "it"]).env("TIDINGS_TEST_ENGINE", "redis");
+    for mut suite in [cargo_test, on_redis, pytest("clients/python"), pytest("e2e")] {
         let of_suite = run_suite(&mut suite)?;
         if of_suite.passed == 0 {
             broken.push(format!("`{}` ran no test", arguments(&suite)));

@@ -14,6 +14,7 @@ use tidings_engine::{
         embedded::{Clock, system_clock},
         redis::{Incarnation, NodeName, RedisAddress, RedisEngine, RedisOptions, Servers},
     },
+    saved::ClientId,
     vigil::Vigil,
 };
 use tidings_protocol::{Position, TypeFilter};
@@ -68,6 +69,10 @@ impl Redis {
     }
 
     async fn engine_at(&self, clock: Clock) -> (RedisEngine, Arc<Deliveries>) {
+        self.engine_of("node", clock).await
+    }
+
+    async fn engine_of(&self, name: &str, clock: Clock) -> (RedisEngine, Arc<Deliveries>) {
         let address = RedisAddress::parse(&format!("redis://127.0.0.1:{}", self.port)).unwrap();
         let servers = Arc::new(Servers::find(address).await.unwrap());
         let deliveries = Arc::new(Deliveries::default());
@@ -77,9 +82,9 @@ impl Redis {
             history: HistoryLimits { events: 10, age: Duration::from_hours(1), bytes: 1 << 20 },
             connection_timeout: Duration::from_hours(1),
             check_interval: Duration::from_secs(1),
-            name: NodeName::take(&servers, "node", &incarnation).await.unwrap(),
+            name: NodeName::take(&servers, name, &incarnation).await.unwrap(),
             incarnation,
-            adopts_orphans: false,
+            adopts_orphans: true,
         };
         let vigil = Arc::new(Vigil::new(deliver.clone()));
         let engine = RedisEngine::start(servers, options, clock, deliver, vigil).await.unwrap();
@@ -330,4 +335,45 @@ async fn what_is_too_old_leaves_redis_and_the_stream_goes_on() {
     let missed = engine.join(&stream("p"), Some(&earlier), &TypeFilter::everything()).await.unwrap();
     assert!(matches!(missed.catch_up, CatchUp::State(_)), "what is not kept any more is not recovered");
     assert_eq!(engine.append(vec![numbered(1)]).await.unwrap()[0].position.offset, before.offset + 1);
+}
+
+/// A container that is killed leaves its connections without a word; the one that has its name next lets their time begin anew.
+#[tokio::test]
+async fn connections_that_a_killed_node_left_are_let_go_of_by_its_successor() {
+    let redis = Redis::start();
+    let mut connection = redis.connection().await;
+    let (left, others) = (ClientId::random(), ClientId::random());
+    for (client, node) in [(left, "web"), (others, "worker")] {
+        let saved = json!({"owner": "dead/0.1.1", "node": node, "client_id": client.to_string(),
+            "connected_at": "2026-11-23T10:00:00Z", "subscriptions": ["p"]});
+        // As the engine writes it: the owner first.
+        let saved = format!(
+            r#"{{"owner":"dead/0.1.1",{}"#,
+            &saved.to_string()[1..].replace(r#","owner":"dead/0.1.1""#, "")
+        );
+        let mut set = redis::cmd("SET");
+        set.arg(format!("ws:connection:{client}")).arg(saved).arg("EX").arg(60);
+        set.exec_async(&mut connection).await.unwrap();
+    }
+    let (engine, _) = redis.engine_of("web", system_clock()).await;
+    let mut read = async |client: ClientId| -> (serde_json::Value, i64) {
+        let key = format!("ws:connection:{client}");
+        let saved: String = redis::cmd("GET").arg(&key).query_async(&mut connection).await.unwrap();
+        let seconds = redis::cmd("TTL").arg(&key).query_async(&mut connection).await.unwrap();
+        (serde_json::from_str(&saved).unwrap(), seconds)
+    };
+    let adopted = tokio::time::timeout(Duration::from_secs(30), async {
+        while read(left).await.0["owner"] != "" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(adopted.await.is_ok(), "{:?}", read(left).await);
+    assert!(read(left).await.1 > 3000, "its time begins anew");
+    let (saved, seconds) = read(others).await;
+    assert_eq!(
+        (&saved["owner"], seconds <= 60),
+        (&json!("dead/0.1.1"), true),
+        "another node's is left alone"
+    );
+    engine.close().await;
 }

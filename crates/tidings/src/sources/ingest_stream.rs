@@ -38,7 +38,7 @@ const LEASE_INTERVAL: Duration = Duration::from_millis(700);
 /// Before another attempt.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Nothing was heard for so long: told to clients.
-const SILENCE_MAX: Duration = Duration::from_millis(2500);
+const SILENCE_MAX: Duration = Duration::from_millis(3500);
 /// What this is to health and to clients.
 pub(crate) const PART: &str = "ingest stream";
 

@@ -31,6 +31,38 @@ pub(crate) struct Service {
     pub(crate) internal: Option<SocketAddr>,
     stop: CancellationToken,
     thread: Option<JoinHandle<usize>>,
+    _redis: Option<Redis>,
+}
+
+/// `TIDINGS_TEST_ENGINE=redis` runs every test on the Redis engine that does not choose its engine itself.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "it is about this run of the tests, and no setting of the service"
+)]
+fn keeps_streams_in_redis(variables: &BTreeMap<String, String>) -> bool {
+    let chooses = |name: &str| variables.contains_key(name);
+    let wanted = std::env::var("TIDINGS_TEST_ENGINE").is_ok_and(|engine| engine == "redis");
+    // A folder of its own is the embedded engine's.
+    wanted && !["REDIS_URL", "TIDINGS_ENGINE", "TIDINGS_DATA_DIR"].into_iter().any(chooses)
+}
+
+/// Waits until everything that events come through is heard.
+fn wait_until_ready(address: SocketAddr) {
+    let url = format!("http://127.0.0.1:{}/readyz", address.port());
+    wait_until("the service being ready", || ureq::get(&url).call().is_ok());
+}
+
+/// Waits where nothing can be awaited.
+fn wait_until(what: &str, check: impl Fn() -> bool) {
+    let pause = Duration::from_millis(10);
+    let happened = (0..DEADLINE.as_millis() / pause.as_millis()).any(|_| {
+        let holds = check();
+        if !holds {
+            std::thread::sleep(pause);
+        }
+        holds
+    });
+    assert!(happened, "{what} did not happen");
 }
 
 impl Service {
@@ -46,6 +78,10 @@ impl Service {
         let mut all: BTreeMap<_, _> =
             own.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         all.extend(variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
+        let redis = keeps_streams_in_redis(&all).then(Redis::start_and_wait);
+        if let Some(redis) = &redis {
+            all.insert("REDIS_URL".to_owned(), redis.url());
+        }
         let settings = Settings::read(&Layers::load(&Flags::default(), &all, None).unwrap()).unwrap();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
@@ -60,7 +96,10 @@ impl Service {
             })
         });
         let (address, internal) = told.recv().unwrap();
-        Self { address, internal, stop, thread: Some(thread) }
+        if redis.is_some() {
+            wait_until_ready(address);
+        }
+        Self { address, internal, stop, thread: Some(thread), _redis: redis }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -193,22 +232,26 @@ impl Redis {
     }
 
     pub(crate) async fn start(&mut self) {
+        self.spawn();
+        until("Redis starting", || async { self.connection().await.is_ok() }).await;
+    }
+
+    /// The same where nothing can be awaited.
+    fn start_and_wait() -> Self {
+        let mut redis = Self::reserved();
+        redis.spawn();
+        wait_until("Redis starting", || std::net::TcpStream::connect(("127.0.0.1", redis.port)).is_ok());
+        redis
+    }
+
+    fn spawn(&mut self) {
+        let port = self.port.to_string();
         let process = Command::new("redis-server")
-            .args([
-                "--port",
-                &self.port.to_string(),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-            ])
+            .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed: `cargo xtask test` does it");
         self.process = Some(process);
-        until("Redis starting", || async { self.connection().await.is_ok() }).await;
     }
 
     pub(crate) fn kill(&mut self) {

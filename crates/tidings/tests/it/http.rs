@@ -155,7 +155,8 @@ async fn the_websocket_url_is_served_for_each_environment() {
 
 #[tokio::test]
 async fn the_health_body_is_the_contracts() {
-    let service = Service::with(&[("CONTAINER_ID", "web-1"), ("CONTAINER_RESTART", "true")]);
+    let own = [("CONTAINER_ID", "web-1"), ("CONTAINER_RESTART", "true"), ("TIDINGS_ENGINE", "embedded")];
+    let service = Service::with(&own);
     let _client = Client::connect(&service).await;
     let mut health = service.health().await;
     assert!(health["timestamp"].take().as_str().is_some_and(|text| text.ends_with('Z')));

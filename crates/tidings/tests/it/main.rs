@@ -15,6 +15,7 @@ mod http;
 mod overload;
 mod pipelined;
 mod redis_channel;
+mod redis_streams;
 mod restart;
 mod resume;
 mod sse;

@@ -35,7 +35,7 @@ const SUBSCRIPTIONS_MAX: usize = 512;
 /// How often a probe is sent.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// A connection on which no probe came back for this long is deaf: two were missed.
-const SILENCE_MAX: Duration = Duration::from_millis(2500);
+const SILENCE_MAX: Duration = Duration::from_millis(3500);
 /// A connection that is lost and back within this is no outage.
 const GRACE: Duration = Duration::from_secs(1);
 /// The first wait before another attempt; each one doubles it.
