@@ -1,7 +1,7 @@
 //! The Redis engine: streams and saved connections in a Redis that many nodes share. Only here is the Redis library named.
 //!
 //! An append is one script, which numbers, keeps and publishes (`append.lua`; it also says what a stream is made of). What is
-//! published reaches each node's mirror of the stream ([`mirror`]), and from there the hub; what pub/sub loses is read from the
+//! published reaches each node's mirror of the stream (`mirror.rs`), and from there the hub; what pub/sub loses is read from the
 //! stream, after each subscription, after each silence, and once in each heartbeat interval.
 
 mod address;
