@@ -41,6 +41,37 @@ fn the_primary_is_lost_and_everything_goes_on_at_its_replica() {
 }
 
 #[test]
+fn the_primary_changes_by_hand_and_the_former_one_lives_on_as_a_replica() {
+    alone(async {
+        let set = SentinelSet::started().await;
+        let stage = Stage::set(Node::many(3, &set.url(), &[]).await, Load::usual()).await;
+        set.ask_for_failover().await;
+        set.failed_over().await;
+        set.demoted().await;
+        let a_few_seconds = usize::try_from(4 * stage.load.events_per_second).unwrap();
+        let Outcome { verdict, _nodes, .. } = stage.finish("Sentinel failover by hand", Store::Forgets).await;
+        // Sentinel demotes the former primary only after about 10 s. What it is given until then is lost with it, so that nodes
+        // have to notice by themselves.
+        assert!(verdict.taken_back < a_few_seconds, "{} acknowledged events are lost", verdict.taken_back);
+    });
+}
+
+#[test]
+fn a_primary_that_stood_still_wakes_up_and_has_been_replaced() {
+    alone(async {
+        let set = SentinelSet::started().await;
+        let stage = Stage::set(Node::many(3, &set.url(), &[]).await, Load::usual()).await;
+        set.primary().pause();
+        set.failed_over().await;
+        // Everybody is at the new one by now; or is still there.
+        sleep(Duration::from_secs(2)).await;
+        set.primary().go_on();
+        set.demoted().await;
+        stage.finish("a replaced primary wakes up", Store::Forgets).await;
+    });
+}
+
+#[test]
 fn slots_of_a_cluster_move_under_load() {
     alone(async {
         let cluster = ClusterSet::started().await;

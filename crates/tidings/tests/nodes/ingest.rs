@@ -2,14 +2,16 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use redis::{RedisResult, aio::MultiplexedConnection};
+use tokio::{task::JoinHandle, time::sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     fleet::Clock,
     node::Node,
     process::{DEADLINE, until},
     publish::Book,
-    record::Publisher,
+    record::{Numbered, Publisher},
     redis_server::{DURABLE, RedisServer},
     scale,
     stage::{Load, Recovery, Stage, Store, alone, report},
@@ -23,20 +25,75 @@ const BATCH: u32 = 100;
 /// Adds this many entries, each with the next event of a project in turn.
 async fn add(redis: &RedisServer, book: &Arc<Book>, clock: Clock, projects: u16, count: u32) {
     let mut connection = redis.connection().await.unwrap();
-    let mut project = (0..projects).cycle();
     for start in (0..count).step_by(BATCH as usize) {
-        let mut batch = redis::pipe();
         let events: Vec<_> = (start..count.min(start + BATCH))
-            .map(|_| book.next(project.next().expect("an endless cycle"), PUBLISHER, 1))
+            .map(|entry| {
+                book.next(u16::try_from(entry % u32::from(projects)).expect("a project"), PUBLISHER, 1)
+            })
             .collect();
-        for event in &events {
-            let json = event.json(clock.now_ms(), 0).to_string();
-            batch.cmd("XADD").arg(STREAM).arg("*").arg("event").arg(json).ignore();
-        }
-        batch.query_async::<()>(&mut connection).await.unwrap();
-        for event in events {
-            book.acknowledge(event, None);
-        }
+        add_events(&mut connection, book, clock, events).await.unwrap();
+    }
+}
+
+async fn add_events(
+    connection: &mut MultiplexedConnection,
+    book: &Book,
+    clock: Clock,
+    events: Vec<Numbered>,
+) -> RedisResult<()> {
+    let mut batch = redis::pipe();
+    for event in &events {
+        let json = event.json(clock.now_ms(), 0).to_string();
+        batch.cmd("XADD").arg(STREAM).arg("*").arg("event").arg(json).ignore();
+    }
+    batch.query_async::<()>(connection).await?;
+    for event in events {
+        book.acknowledge(event, None);
+    }
+    Ok(())
+}
+
+/// Adds entries all the time, whatever becomes of Redis: what is not known to be added is not counted on.
+pub(crate) struct Feeder {
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+}
+
+impl Feeder {
+    pub(crate) fn started(redis_url: &str, stage: &Stage) -> Self {
+        let stop = CancellationToken::new();
+        let (clock, projects, book) = (stage.clock, stage.load.projects, stage.book.clone());
+        let client = redis::Client::open(redis_url).unwrap();
+        let feeding = async move {
+            // Waiting for an answer without end keeps the order: nothing overtakes what is still on its way.
+            let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+            let mut ticks = tokio::time::interval(Duration::from_millis(100));
+            let mut turn = (0..projects).cycle();
+            let mut connection = None;
+            loop {
+                ticks.tick().await;
+                if connection.is_none() {
+                    connection = client.get_multiplexed_async_connection_with_config(&config).await.ok();
+                }
+                let Some(living) = &mut connection else { continue };
+                let events = turn.by_ref().take(2).map(|project| book.next(project, PUBLISHER, 1)).collect();
+                if add_events(living, &book, clock, events).await.is_err() {
+                    connection = None;
+                }
+            }
+        };
+        let stopped = stop.clone();
+        let running = TaskTracker::new().spawn(async move {
+            let _: Option<()> = stopped.run_until_cancelled(feeding).await;
+        });
+        Self { stop, running }
+    }
+
+    /// Stops, and waits until everything was read.
+    pub(crate) async fn stop(self, redis: &RedisServer) {
+        self.stop.cancel();
+        self.running.await.unwrap();
+        until("the ingest stream being empty", || async { length(redis).await == 0 }).await;
     }
 }
 

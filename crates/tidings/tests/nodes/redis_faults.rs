@@ -154,3 +154,42 @@ fn redis_gives_up_a_listener_that_does_not_read() {
         stage.finish("a paused node over the output-buffer limit", Store::Keeps).await;
     });
 }
+
+#[test]
+fn redis_is_emptied_while_it_runs_and_every_subscription_begins_anew() {
+    alone(async {
+        let redis = RedisServer::started(VOLATILE).await;
+        let stage = loaded(&redis).await;
+        redis.command::<()>(&["FLUSHALL"]).await.unwrap();
+        let outcome = stage.finish("FLUSHALL", Store::Forgets).await;
+        let subscriptions: usize = outcome.witnesses.iter().map(|witness| witness.projects.len()).sum();
+        let told = outcome.verdict.told_gaps;
+        assert!(told >= subscriptions, "{told} of {subscriptions} were told");
+        outcome.assert_told(0..=1);
+    });
+}
+
+#[test]
+fn redis_is_full_for_a_while_and_nothing_that_was_acknowledged_is_missing() {
+    alone(async {
+        let redis = RedisServer::started(VOLATILE).await;
+        let stage = loaded(&redis).await;
+        redis.command::<()>(&["CONFIG", "SET", "maxmemory", "1mb"]).await.unwrap();
+        sleep(4 * SECOND).await;
+        redis.command::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await.unwrap();
+        let outcome = stage.finish("Redis full for 4 s", Store::Keeps).await;
+        outcome.assert_told(0..=1);
+    });
+}
+
+#[test]
+fn redis_takes_no_writes_for_a_while_and_nothing_that_was_acknowledged_is_missing() {
+    alone(async {
+        let redis = RedisServer::started(VOLATILE).await;
+        let stage = loaded(&redis).await;
+        redis.command::<()>(&["CLIENT", "PAUSE", "5000", "WRITE"]).await.unwrap();
+        sleep(5 * SECOND).await;
+        let outcome = stage.finish("CLIENT PAUSE WRITE for 5 s", Store::Keeps).await;
+        outcome.assert_told(1..=2);
+    });
+}

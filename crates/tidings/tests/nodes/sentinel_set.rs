@@ -81,6 +81,17 @@ impl SentinelSet {
         self.servers[1].go_on();
     }
 
+    /// Has the Sentinels put the replica in the place of a primary that lives.
+    pub(crate) async fn ask_for_failover(&self) {
+        self.sentinels[0].command::<()>(&["SENTINEL", "FAILOVER", NAME]).await.unwrap();
+    }
+
+    /// Waits until the former primary follows the one that replaced it.
+    pub(crate) async fn demoted(&self) {
+        let role = || self.primary().info(&["INFO", "replication"], "role");
+        until("the former primary following", || async { role().await.as_deref() == Some("slave") }).await;
+    }
+
     /// Waits until the replica is the primary, for the Sentinels and for itself.
     pub(crate) async fn failed_over(&self) {
         let promoted = self.replica().port().to_string();

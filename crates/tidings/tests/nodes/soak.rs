@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     chance::Chance,
+    ingest::Feeder,
     node::Node,
     proxy::{Network, Proxy},
     redis_server::{DURABLE, RedisServer},
@@ -111,6 +112,7 @@ fn faults_by_chance_for_as_long_as_it_is_told() {
         let behind_proxy = [&drain[..], &[("CONTAINER_ID", "behind-proxy")]].concat();
         nodes.extend(Node::many(1, &proxy.url(), &behind_proxy).await);
         let mut stage = Stage::set(nodes, Load::usual()).await;
+        let feeder = Feeder::started(&redis.url(), &stage);
         let started = Instant::now();
         while started.elapsed() < limit {
             let faults = choose(&mut chance, &stage);
@@ -133,6 +135,8 @@ fn faults_by_chance_for_as_long_as_it_is_told() {
             }
             sleep(Duration::from_millis(chance.below(2_000))).await;
         }
-        stage.finish("soak", Store::Keeps).await;
+        let recovery = stage.recovery().await;
+        feeder.stop(&redis).await;
+        stage.conclude("soak", Store::Keeps, recovery).await;
     });
 }
