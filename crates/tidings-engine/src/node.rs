@@ -20,7 +20,7 @@ use crate::{
     },
     hub::{Hub, HubCounts},
     shard::ShardOptions,
-    vigil::Vigil,
+    vigil::{LOOK_INTERVAL, Vigil},
 };
 
 /// How often old history is forgotten.
@@ -109,6 +109,13 @@ impl Node {
         let hub = Arc::new(Hub::new(options.shards));
         let deliver: Weak<dyn Deliver> = Arc::downgrade(&(Arc::clone(&hub) as Arc<dyn Deliver>));
         let vigil = Arc::new(Vigil::new(deliver.clone()));
+        let (looking, looked_at) = (shutdown.clone(), Arc::clone(&vigil));
+        tasks.spawn(async move {
+            let mut interval = tokio::time::interval(LOOK_INTERVAL);
+            while looking.run_until_cancelled(interval.tick()).await.is_some() {
+                looked_at.look();
+            }
+        });
         let (engine, redis): (Arc<dyn Engine>, _) = match options.engine {
             EngineOptions::Embedded(embedded) => {
                 let engine = Arc::new(EmbeddedEngine::open(embedded, system_clock(), deliver)?);

@@ -22,7 +22,7 @@ use tidings_engine::{
     },
     shard::ShardOptions,
 };
-use tidings_protocol::CloseCode;
+use tidings_protocol::{CloseCode, Source};
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -38,7 +38,11 @@ use crate::{
     ingest::Ingest,
     metrics::Metrics,
     routes::{self, Edge},
-    sources::{demo, ingest_stream::IngestStream, redis_channel::RedisChannel},
+    sources::{
+        demo,
+        ingest_stream::{self, IngestStream},
+        redis_channel::{self, RedisChannel},
+    },
 };
 
 /// For connections to end by themselves once they were closed.
@@ -275,6 +279,9 @@ fn listeners(
         .as_ref()
         .map_or_else(|| Arc::new(Servers::lazy(address.clone())), |member| Arc::clone(&member.servers));
     let incarnation = member.as_ref().map_or_else(Incarnation::random, |member| member.incarnation.clone());
+    for part in [redis_channel::PART, ingest_stream::PART] {
+        node.vigil().expect(Source::Redis, part);
+    }
     let channel = RedisChannel {
         address,
         channel: settings.redis_channel.clone(),

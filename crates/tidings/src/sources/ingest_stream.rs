@@ -13,7 +13,10 @@ use tidings_engine::{
     vigil::Vigil,
 };
 use tidings_protocol::{Gap, Source};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -38,7 +41,7 @@ const LEASE_INTERVAL: Duration = Duration::from_millis(700);
 /// Before another attempt.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Nothing was heard for so long: told to clients.
-const SILENCE_MAX: Duration = Duration::from_millis(3500);
+const SILENCE_MAX: Duration = Duration::from_millis(1500);
 /// What this is to health and to clients.
 pub(crate) const PART: &str = "ingest stream";
 
@@ -60,7 +63,8 @@ struct Reader<'a> {
     lease_due: Instant,
     /// When Redis last answered.
     heard_at: Instant,
-    connection: Option<MultiplexedConnection>,
+    /// With what tells that its server is the primary no more: a replica can be read, too, and may be cut off.
+    connection: Option<(MultiplexedConnection, watch::Receiver<String>)>,
     /// The last entry that was done with.
     cursor: String,
 }
@@ -69,7 +73,6 @@ impl IngestStream {
     /// Reads until `stop`, whatever becomes of Redis meanwhile.
     pub(crate) async fn run(self, stop: CancellationToken) {
         self.metrics.source_up(EventSource::IngestStream, false);
-        self.vigil.expect(Source::Redis, PART);
         let now = Instant::now();
         let mut reader = Reader {
             source: &self,
@@ -147,12 +150,12 @@ impl Reader<'_> {
 
     /// Reads some entries, appends them, and removes them.
     async fn read(&mut self) -> Result<(), String> {
-        if self.connection.is_none() {
+        if self.connection.as_ref().is_none_or(|(_, place)| place.has_changed().unwrap_or(true)) {
             let primary = self.servers.primary_of(STREAM);
             let connection = primary.connect(|_| Ok::<_, ()>(())).await.map_err(|error| error.to_string())?;
-            self.connection = Some(connection);
+            self.connection = Some((connection, primary.watch()));
         }
-        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let Some((connection, _)) = &mut self.connection else { return Ok(()) };
         let mut read = cmd("XREAD");
         read.arg("COUNT").arg(READ_MAX).arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
         read.arg("STREAMS").arg(STREAM).arg(&self.cursor);

@@ -8,7 +8,13 @@
 mod numbering;
 mod shared;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt, stream::ReadyChunks};
 use redis::aio::{PubSub, PubSubSink, PubSubStream};
@@ -18,7 +24,7 @@ use tidings_engine::{
     vigil::Vigil,
 };
 use tidings_protocol::{Gap, Source};
-use tokio::time::{Instant, interval_at, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -36,7 +42,7 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// How often Redis is asked whether it is there: a peer that was cut off never says that it is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// A connection on which no probe came back for so long is deaf: a server that is cut off from its primary answers, too.
+/// Without a probe for so long the channel counts as silent.
 const SILENCE_MAX: Duration = Duration::from_millis(3500);
 /// Messages taken from the library's queue at once.
 const BATCH_MAX: usize = 256;
@@ -64,25 +70,33 @@ pub(crate) struct RedisChannel {
     pub(crate) tasks: TaskTracker,
 }
 
-/// Whether probes come back.
-struct Probes<'a> {
-    channel: &'a str,
+/// What becomes of the probes of one connection. Only one that Redis says to have published can be missed.
+struct Probes {
+    sent: u64,
+    published: Arc<AtomicU64>,
+    heard: u64,
     heard_at: Instant,
 }
 
-impl<'a> Probes<'a> {
-    fn new(channel: &'a str) -> Self {
-        Self { channel, heard_at: Instant::now() }
+impl Probes {
+    fn new() -> Self {
+        Self { sent: 0, published: Arc::default(), heard: 0, heard_at: Instant::now() }
     }
 
-    fn hear(&mut self, batch: &[redis::Msg]) {
-        if batch.iter().any(|message| message.get_channel_name() == self.channel) {
+    fn hear(&mut self, channel: &str, batch: &[redis::Msg]) {
+        for message in batch.iter().filter(|message| message.get_channel_name() == channel) {
+            self.heard = message.get_payload().unwrap_or(self.heard);
             self.heard_at = Instant::now();
         }
     }
 
-    /// Whether two were missed.
+    /// Whether two were published and not heard.
     fn are_missed(&self) -> bool {
+        self.published.load(Ordering::Relaxed) >= self.heard + 2
+    }
+
+    /// Whether nothing gets through at present.
+    fn is_silent(&self) -> bool {
         self.heard_at.elapsed() > SILENCE_MAX
     }
 }
@@ -100,13 +114,14 @@ enum Lost {
     Dead,
     #[error("Redis answers, but what is published is not heard on this connection")]
     Deaf,
+    #[error("another server is the primary now")]
+    Replaced,
 }
 
 impl RedisChannel {
     /// Listens until `stop`, whatever becomes of Redis meanwhile.
     pub(crate) async fn run(self, stop: CancellationToken) {
         self.metrics.source_up(EventSource::RedisChannel, false);
-        self.vigil.expect(Source::Redis, PART);
         let mut taking = match &self.member {
             Some(member) => Taking::Shared(Box::new(Shared::new(member.clone()))),
             None => Taking::Alone,
@@ -165,10 +180,14 @@ impl RedisChannel {
     }
 
     /// Publishes what has to come back on the connection that listens. What becomes of it is seen by its coming back.
-    fn send_probe(&self) {
+    fn send_probe(&self, probes: &mut Probes) {
+        probes.sent += 1;
+        let (number, published) = (probes.sent, Arc::clone(&probes.published));
         let (servers, probe) = (Arc::clone(&self.servers), self.probe.clone());
         self.tasks.spawn(async move {
-            let _ = servers.anchor().probe(&probe).await;
+            if servers.anchor().probe(&probe, number).await.is_ok() {
+                published.fetch_max(number, Ordering::Relaxed);
+            }
         });
     }
 
@@ -176,16 +195,21 @@ impl RedisChannel {
         let (mut commands, messages) = pubsub.split();
         let mut batches = messages.ready_chunks(BATCH_MAX);
         let mut pings = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
-        let mut probes = Probes::new(&self.probe);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut probes, mut was_silent) = (Probes::new(), false);
+        let anchor = self.servers.anchor();
+        let mut place = anchor.watch();
         match taking {
             Taking::Alone => self.set_up(Gap::Lost),
             Taking::Shared(shared) => shared.connected().await,
         }
         let lost = loop {
             tokio::select! {
+                // First what has come: a probe is missed only if nothing is left that could hold it.
+                biased;
                 batch = batches.next() => match batch {
                     Some(batch) => {
-                        probes.hear(&batch);
+                        probes.hear(&self.probe, &batch);
                         self.take(&batch, taking).await;
                     }
                     None => break Lost::Closed,
@@ -193,19 +217,26 @@ impl RedisChannel {
                 () = taking.turn() => if let Taking::Shared(shared) = taking {
                     self.work(shared).await;
                 },
+                _ = place.changed() => break Lost::Replaced,
                 _ = pings.tick() => match timeout(ANSWER_TIMEOUT, commands.ping::<redis::Value>()).await {
                     Ok(Ok(_)) => {
                         if probes.are_missed() {
                             break Lost::Deaf;
                         }
-                        self.send_probe();
+                        let silent = probes.is_silent();
+                        match (silent, std::mem::replace(&mut was_silent, silent)) {
+                            (true, false) => self.set_down(),
+                            (false, true) => self.set_up(Gap::None),
+                            _ => {}
+                        }
+                        self.send_probe(&mut probes);
                     }
                     Ok(Err(error)) => break error.into(),
                     Err(_) => {
                         if let Some(lost) = self.outwait(&mut commands, &mut batches, taking).await {
                             break lost;
                         }
-                        probes = Probes::new(&self.probe);
+                        probes = Probes::new();
                     }
                 },
             }
@@ -321,7 +352,7 @@ enum Taking {
 
 impl Taking {
     /// Ends when there is something to do beside what comes.
-    async fn turn(&self) {
+    async fn turn(&mut self) {
         match self {
             Self::Alone => std::future::pending().await,
             Self::Shared(shared) => shared.turn().await,

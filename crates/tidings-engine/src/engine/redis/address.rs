@@ -69,6 +69,10 @@ impl RedisAddress {
         matches!(self.kind, Kind::Cluster { .. })
     }
 
+    pub(super) fn is_sentinel(&self) -> bool {
+        matches!(self.kind, Kind::Sentinel { .. })
+    }
+
     /// The nodes of the Cluster that are named; empty: it is none.
     pub(super) fn seeds(&self) -> &[ConnectionInfo] {
         match &self.kind {

@@ -18,7 +18,7 @@ use redis::{Pipeline, PushInfo, PushKind, RedisError, Value, aio::MultiplexedCon
 use tidings_protocol::{Gap, Source, StreamId};
 use tokio::{
     sync::{Notify, mpsc},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -91,6 +91,8 @@ enum Lost {
     Silent,
     #[error("a slot has moved")]
     Moved,
+    #[error("another server is the primary now")]
+    Replaced,
 }
 
 /// Listens at every primary there is.
@@ -131,54 +133,76 @@ fn part_name(primary: &str) -> String {
 async fn listen(shared: Arc<Shared>, primary: Arc<Primary>, line: Arc<Line>) {
     let part = part_name(primary.name());
     shared.vigil.expect(Source::Redis, &part);
-    let mut retry = RETRY_MIN;
-    let mut outage = Outage::now(&shared);
     loop {
+        let outage = Outage::now(&shared);
         let healthy = AtomicBool::new(false);
-        let mut session = Session {
+        let listener = Listener {
             shared: &shared,
             primary: &primary,
             line: &line,
             part: &part,
             outage: &outage,
-            channels: HashMap::new(),
-            probe: format!("tidings:probe:{}:{}", shared.options.incarnation, primary.name()),
-            heard_at: Instant::now(),
-            has_probe: false,
             healthy: &healthy,
         };
         // A connection that was cut is back within a moment, and nobody needs to know; what was missed is read anyway.
         let announce = async {
-            sleep_until(outage.since + GRACE).await;
+            sleep(GRACE).await;
             if !healthy.load(Relaxed) {
                 shared.vigil.down(Source::Redis, &part);
             }
             std::future::pending().await
         };
         let lost = tokio::select! {
-            lost = session.run() => lost,
+            lost = listener.until_lost() => lost,
             lost = announce => lost,
         };
-        let Err(lost) = lost;
-        if healthy.load(Relaxed) {
-            (retry, outage) = (RETRY_MIN, Outage::now(&shared));
-            tracing::warn!(error = %lost, primary = primary.name(), "Redis cannot be heard; trying again until it can");
-        } else {
-            tracing::debug!(error = %lost, primary = primary.name(), "Redis cannot be heard");
-        }
+        tracing::warn!(error = %lost, primary = primary.name(), "Redis cannot be heard; trying again until it can");
         if matches!(lost, Lost::Silent) {
             shared.vigil.down(Source::Redis, &part);
         }
-        sleep(retry).await;
-        retry = (retry * 2).min(RETRY_MAX);
-        // It may have moved meanwhile; what cannot be found out now is found out next time.
-        let _ = shared.servers.refresh().await;
     }
 }
 
-/// From when on nothing was heard, and what had been counted until then.
+/// What it takes to listen to one primary.
+struct Listener<'a> {
+    shared: &'a Arc<Shared>,
+    primary: &'a Arc<Primary>,
+    line: &'a Line,
+    part: &'a str,
+    outage: &'a Outage,
+    /// Everything is heard, and was read as far as it had been missed.
+    healthy: &'a AtomicBool,
+}
+
+impl Listener<'_> {
+    /// Tries until everything is heard, and then listens until it is not any more; why.
+    async fn until_lost(&self) -> Lost {
+        let mut retry = RETRY_MIN;
+        loop {
+            let mut session = Session {
+                listener: self,
+                shared: self.shared,
+                primary: self.primary,
+                channels: HashMap::new(),
+                probe: format!("tidings:probe:{}:{}", self.shared.options.incarnation, self.primary.name()),
+                heard_at: Instant::now(),
+                has_probe: false,
+            };
+            let Err(lost) = session.run().await;
+            if self.healthy.load(Relaxed) {
+                return lost;
+            }
+            tracing::debug!(error = %lost, primary = self.primary.name(), "Redis cannot be heard");
+            sleep(retry).await;
+            retry = (retry * 2).min(RETRY_MAX);
+            // It may have moved meanwhile; what cannot be found out now is found out next time.
+            let _ = self.shared.servers.refresh().await;
+        }
+    }
+}
+
+/// What had been counted when nothing was heard any more.
 struct Outage {
-    since: Instant,
     repaired: usize,
     lost: usize,
 }
@@ -186,7 +210,7 @@ struct Outage {
 impl Outage {
     fn now(shared: &Shared) -> Self {
         let (repaired, lost) = (shared.repaired.load(Relaxed), shared.lost.load(Relaxed));
-        Self { since: Instant::now(), repaired, lost }
+        Self { repaired, lost }
     }
 
     /// What became of events meanwhile.
@@ -203,19 +227,15 @@ impl Outage {
 
 /// One connection to one primary.
 struct Session<'a> {
+    listener: &'a Listener<'a>,
     shared: &'a Arc<Shared>,
     primary: &'a Arc<Primary>,
-    line: &'a Line,
-    part: &'a str,
-    outage: &'a Outage,
     /// The streams that are subscribed to, by their channels.
     channels: HashMap<String, StreamId>,
     probe: String,
     heard_at: Instant,
     /// A probe came back.
     has_probe: bool,
-    /// Everything is heard, and was read as far as it had been missed.
-    healthy: &'a AtomicBool,
 }
 
 impl Session<'_> {
@@ -228,9 +248,10 @@ impl Session<'_> {
             .connect(move |info: PushInfo| push.try_send(info).inspect_err(|_| tell.notify_one()))
             .await?;
         let mut topology = self.shared.servers.watch();
+        let mut place = self.primary.watch();
         self.listen_for_itself(&mut connection, &mut pushes).await?;
         // What is asked for from here on comes as a change.
-        self.line.changes.lock().clear();
+        self.listener.line.changes.lock().clear();
         let streams = self.streams();
         self.subscribe(&mut connection, &mut pushes, streams).await?;
         let mut caught_up = pin!(self.caught_up());
@@ -241,8 +262,9 @@ impl Session<'_> {
             tokio::select! {
                 push = pushes.recv() => self.take(&push.ok_or(Lost::Closed)?)?,
                 () = overrun.notified() => return Err(Lost::Overrun),
-                () = self.line.changed.notified() => self.change(&mut connection, &mut pushes).await?,
+                () = self.listener.line.changed.notified() => self.change(&mut connection, &mut pushes).await?,
                 () = &mut caught_up, if !is_caught_up => is_caught_up = true,
+                _ = place.changed() => return Err(Lost::Replaced),
                 _ = topology.changed() => self.follow_slots(&mut connection, &mut pushes).await?,
                 _ = probes.tick() => {
                     if self.heard_at.elapsed() > SILENCE_MAX {
@@ -251,8 +273,9 @@ impl Session<'_> {
                     self.send_probe();
                 }
             }
-            if is_caught_up && self.has_probe && !self.healthy.swap(true, Relaxed) {
-                self.shared.vigil.up(Source::Redis, self.part, self.outage.gap(self.shared));
+            if is_caught_up && self.has_probe && !self.listener.healthy.swap(true, Relaxed) {
+                let Listener { part, outage, .. } = self.listener;
+                self.shared.vigil.up(Source::Redis, part, outage.gap(self.shared));
                 tracing::info!(
                     primary = self.primary.name(),
                     streams = self.channels.len(),
@@ -354,7 +377,7 @@ impl Session<'_> {
         connection: &mut MultiplexedConnection,
         pushes: &mut mpsc::Receiver<PushInfo>,
     ) -> Result<(), Lost> {
-        let changes = std::mem::take(&mut *self.line.changes.lock());
+        let changes = std::mem::take(&mut *self.listener.line.changes.lock());
         let mut wanted: HashMap<StreamId, bool> = HashMap::new();
         for change in changes {
             match change {
@@ -415,7 +438,7 @@ impl Session<'_> {
     fn send_probe(&self) {
         let (primary, probe) = (Arc::clone(self.primary), self.probe.clone());
         self.shared.spawn(async move {
-            let _ = primary.probe(&probe).await;
+            let _ = primary.probe(&probe, 0).await;
         });
     }
 

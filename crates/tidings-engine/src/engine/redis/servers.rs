@@ -86,6 +86,8 @@ pub struct Primary {
     name: String,
     address: RedisAddress,
     commands: tokio::sync::Mutex<Option<MultiplexedConnection>>,
+    /// Where it was the last time that somebody connected; tells when that changes.
+    found_at: watch::Sender<String>,
 }
 
 impl fmt::Debug for Primary {
@@ -375,7 +377,8 @@ enum Attempt {
 
 impl Primary {
     fn new(info: Option<ConnectionInfo>, name: String, address: RedisAddress) -> Arc<Self> {
-        Arc::new(Self { info, name, address, commands: tokio::sync::Mutex::default() })
+        let (commands, found_at) = (tokio::sync::Mutex::default(), watch::Sender::default());
+        Arc::new(Self { info, name, address, commands, found_at })
     }
 
     fn of_node(info: ConnectionInfo, address: &RedisAddress) -> Arc<Self> {
@@ -388,11 +391,34 @@ impl Primary {
         &self.name
     }
 
+    /// Tells when it is found elsewhere than before: whoever has a connection to it has one to the former primary.
+    pub fn watch(&self) -> watch::Receiver<String> {
+        self.found_at.subscribe()
+    }
+
     async fn client(&self) -> RedisResult<Client> {
-        match &self.info {
-            Some(info) => Client::open(info.clone()),
-            None => self.address.client().await,
+        let (client, has_moved) = self.find().await?;
+        if has_moved {
+            // What is sent from now on goes there.
+            self.disconnect().await;
         }
+        Ok(client)
+    }
+
+    /// Finds out where it is, and whether that is elsewhere than before.
+    async fn find(&self) -> RedisResult<(Client, bool)> {
+        let client = match &self.info {
+            Some(info) => Client::open(info.clone())?,
+            None => self.address.client().await?,
+        };
+        let place = client.get_connection_info().addr().to_string();
+        let has_moved = self.found_at.send_if_modified(|found_at| {
+            // The first time it is nowhere else than before.
+            let has_moved = !found_at.is_empty() && *found_at != place;
+            place.clone_into(found_at);
+            has_moved
+        });
+        Ok((client, has_moved))
     }
 
     /// A connection of its own, on which what is subscribed to arrives at `pushes`.
@@ -412,7 +438,12 @@ impl Primary {
     }
 
     /// Publishes a probe on a channel, unless this is no primary any more: a replica would let it be heard, and nothing else.
-    pub async fn probe(&self, channel: &str) -> RedisResult<()> {
+    /// Sentinel is asked, too: a former primary hears of its successor only after seconds, in which it would take what is lost
+    /// then.
+    pub async fn probe(&self, channel: &str, number: u64) -> RedisResult<()> {
+        if self.address.is_sentinel() {
+            bounded(Box::pin(self.client())).await?;
+        }
         let role = self.send(&cmd("ROLE")).await?;
         let is_primary = matches!(&role, Value::Array(parts) if parts.first().is_some_and(|role| {
             redis::from_redis_value_ref::<String>(role).is_ok_and(|role| role == "master")
@@ -423,7 +454,7 @@ impl Primary {
             return Err(RedisError::from((NOT_CONNECTED, "it is no primary any more")));
         }
         let mut publish = cmd("PUBLISH");
-        publish.arg(channel).arg("");
+        publish.arg(channel).arg(number);
         self.send(&publish).await.map(|_| ())
     }
 
@@ -452,7 +483,7 @@ impl Primary {
         }
         let config = connection_config(ANSWER_TIMEOUT);
         let connection = bounded(Box::pin(async {
-            self.client().await?.get_multiplexed_async_connection_with_config(&config).await
+            self.find().await?.0.get_multiplexed_async_connection_with_config(&config).await
         }))
         .await
         .map_err(|error| {

@@ -1,11 +1,12 @@
 //! A node's part in a channel that several nodes hear: it counts with the others, and appends while it holds the lease.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use redis::cmd;
 use tidings_engine::{
     RedisMember,
-    engine::{NumberedEvent, redis::Lease},
+    engine::{EngineError, NumberedEvent, redis::Lease},
 };
 use tidings_protocol::Gap;
 use tokio::time::{Instant, sleep_until};
@@ -28,6 +29,8 @@ const LEASE_INTERVAL: Duration = Duration::from_millis(500);
 const MARK_INTERVAL: Duration = Duration::from_millis(100);
 /// Who could not go on where the holder was leaves a free lease to those who could for so long.
 const STAND_BACK: Duration = Duration::from_millis(1200);
+/// Before what could not be appended is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Messages and bytes that are appended at once.
 const BATCH_MAX: usize = 512;
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
@@ -50,7 +53,13 @@ pub(super) struct Shared {
     recovering: Option<Gap>,
     /// Something was lost for want of room, which was not said yet.
     dropped: usize,
+    /// A batch on its way into its streams, and the number of its last message.
+    appending: Option<Appending>,
+    /// After one that failed.
+    retry_at: Instant,
 }
+
+type Appending = BoxFuture<'static, (Number, Result<(), EngineError>)>;
 
 impl Shared {
     pub(super) fn new(member: RedisMember) -> Self {
@@ -67,6 +76,8 @@ impl Shared {
             is_alone: false,
             recovering: Some(Gap::None),
             dropped: 0,
+            appending: None,
+            retry_at: now,
         }
     }
 
@@ -87,15 +98,20 @@ impl Shared {
 
     /// The connection is lost, and with it our place in the channel: somebody whose is not does better.
     pub(super) async fn disconnected(&mut self) {
+        self.give_back().await;
         self.numbering.disconnect();
         self.recovering = Some(Gap::Lost);
-        self.give_back().await;
     }
 
     /// Gives the lease back, if it is ours.
     pub(super) async fn give_back(&mut self) {
         if !self.lease.is_held() {
             return;
+        }
+        if let Some(appending) = self.appending.take() {
+            // Not left in the middle: its end is a matter of two seconds at most.
+            let (last, appended) = appending.await;
+            self.appended(last, appended);
         }
         self.mark().await;
         self.numbering.end();
@@ -130,11 +146,37 @@ impl Shared {
         }
     }
 
-    /// Ends when there is something to do.
-    pub(super) async fn turn(&self) {
-        let due =
-            if self.numbering.is_holding() { self.lease_due.min(self.mark_due) } else { self.lease_due };
-        sleep_until(due).await;
+    /// Ends when there is something to do. What is on its way goes on meanwhile.
+    pub(super) async fn turn(&mut self) {
+        let mut due = self.lease_due;
+        if self.numbering.is_holding() {
+            due = due.min(self.mark_due);
+            if self.appending.is_none() && !self.numbering.next(1, 0).is_empty() {
+                due = due.min(self.retry_at);
+            }
+        }
+        let Some(appending) = &mut self.appending else { return sleep_until(due).await };
+        tokio::select! {
+            (last, appended) = appending => {
+                self.appending = None;
+                self.appended(last, appended);
+            }
+            () = sleep_until(due) => {}
+        }
+    }
+
+    fn appended(&mut self, last: Number, appended: Result<(), EngineError>) {
+        match appended {
+            Ok(()) => {
+                self.numbering.forget_up_to(last);
+                self.mark_due = self.mark_due.min(Instant::now() + MARK_INTERVAL);
+            }
+            Err(error) => {
+                // It is kept, and said again: by us as long as the lease is ours, then by another.
+                tracing::warn!(%error, "events from the channel cannot be appended; trying again");
+                self.retry_at = Instant::now() + RETRY_PAUSE;
+            }
+        }
     }
 
     /// Whether this node takes part again, which is said once: what became of messages meanwhile.
@@ -149,14 +191,14 @@ impl Shared {
     }
 
     /// Does what is due.
-    pub(super) async fn work(&mut self, ingest: &Ingest) {
+    pub(super) async fn work(&mut self, ingest: &Arc<Ingest>) {
         if Instant::now() >= self.lease_due {
             self.lease_due = Instant::now() + LEASE_INTERVAL;
             self.hold().await;
             let now_ms = self.now_ms();
             self.numbering.expire(now_ms);
         }
-        while self.numbering.is_holding() && self.lease.is_held() && self.append(ingest).await {}
+        self.append(ingest);
         if self.numbering.is_holding() && Instant::now() >= self.mark_due {
             self.mark().await;
         }
@@ -194,24 +236,23 @@ impl Shared {
         self.is_alone = false;
     }
 
-    /// Appends a batch; whether there may be more.
-    async fn append(&mut self, ingest: &Ingest) -> bool {
+    /// Begins to append a batch, if it is ours to do and none is under way.
+    fn append(&mut self, ingest: &Arc<Ingest>) {
+        let may = self.numbering.is_holding() && self.lease.is_held() && Instant::now() >= self.retry_at;
+        if self.appending.is_some() || !may {
+            return;
+        }
         let batch = self.numbering.next(BATCH_MAX, BATCH_BYTES_MAX);
-        let Some(&(last, _)) = batch.last() else { return false };
+        let Some(&(last, _)) = batch.last() else { return };
         let read = |(number, message): &(Number, &[u8])| {
             let event = ingest.read(EventSource::RedisChannel, message).ok()?;
             Some(NumberedEvent { number: number.to_string(), event })
         };
         let events: Vec<_> = batch.iter().filter_map(read).collect();
-        if let Err(error) = ingest.append_numbered(EventSource::RedisChannel, SOURCE, events).await {
-            // It is kept, and said again: by us as long as the lease is ours, then by another.
-            tracing::warn!(%error, "events from the channel cannot be appended; trying again");
-            self.lease_due = self.lease_due.min(Instant::now() + Duration::from_millis(50));
-            return false;
-        }
-        self.numbering.forget_up_to(last);
-        self.mark_due = self.mark_due.min(Instant::now() + MARK_INTERVAL);
-        true
+        let ingest = Arc::clone(ingest);
+        let append =
+            async move { (last, ingest.append_numbered(EventSource::RedisChannel, SOURCE, events).await) };
+        self.appending = Some(append.boxed());
     }
 
     async fn mark(&mut self) {
@@ -222,11 +263,13 @@ impl Shared {
         }
     }
 
-    async fn publish(&self, message: &[u8]) {
-        let mut publish = cmd("PUBLISH");
+    fn publish(&self, message: &[u8]) -> impl Future<Output = ()> + use<> {
+        let (anchor, mut publish) = (self.member.servers.anchor(), cmd("PUBLISH"));
         publish.arg(MARKS).arg(message);
-        if let Err(error) = self.member.servers.anchor().send(&publish).await {
-            tracing::debug!(%error, "a mark could not be published");
+        async move {
+            if let Err(error) = anchor.send(&publish).await {
+                tracing::debug!(%error, "a mark could not be published");
+            }
         }
     }
 }
