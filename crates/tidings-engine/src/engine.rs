@@ -309,4 +309,18 @@ pub trait Engine: std::fmt::Debug + Send + Sync + 'static {
 
     /// How many streams are kept here; for metrics.
     fn stream_count(&self) -> usize;
+
+    /// What had to be mended so far; for metrics.
+    fn repairs(&self) -> Repairs {
+        Repairs::default()
+    }
+}
+
+/// What an engine whose store is elsewhere had to mend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repairs {
+    /// Events that were read because they were not heard.
+    pub events: usize,
+    /// Streams that went on without something that their subscribers here had.
+    pub lost: usize,
 }

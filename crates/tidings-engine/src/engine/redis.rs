@@ -12,6 +12,7 @@ mod lease;
 mod listener;
 mod mirror;
 mod names;
+mod orphans;
 mod reads;
 mod servers;
 mod stored;
@@ -19,7 +20,10 @@ mod stored;
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Weak, atomic::AtomicUsize},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -41,6 +45,7 @@ use crate::{
 
 use super::{
     Appended, Deliver, Engine, EngineError, HistoryLimits, HistoryPage, Joined, NumberedEvent, PageLimit,
+    Repairs,
 };
 
 use appends::Queues;
@@ -174,7 +179,7 @@ impl RedisEngine {
         shared.spawn(Arc::clone(&shared).look_after_mirrors());
         shared.spawn(forget::forget_for_ever(Arc::clone(&shared)));
         if shared.options.adopts_orphans {
-            shared.spawn(connections::adopt_orphans(Arc::clone(&shared)));
+            shared.spawn(orphans::adopt_orphans(Arc::clone(&shared)));
         }
         Ok(Self { shared })
     }
@@ -193,6 +198,10 @@ impl Shared {
         self.tasks.spawn(async move {
             stop.run_until_cancelled(task).await;
         });
+    }
+
+    fn repairs(&self) -> Repairs {
+        Repairs { events: self.repaired.load(Relaxed), lost: self.lost.load(Relaxed) }
     }
 
     fn now(&self) -> Timestamp {
@@ -381,5 +390,9 @@ impl Engine for RedisEngine {
 
     fn stream_count(&self) -> usize {
         self.shared.mirrors.lock().len()
+    }
+
+    fn repairs(&self) -> Repairs {
+        self.shared.repairs()
     }
 }

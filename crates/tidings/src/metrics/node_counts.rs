@@ -35,6 +35,12 @@ impl Collector for NodeCounts {
             None,
             &gauge(self.0.engine().stream_count()),
         )?;
+        let repairs = self.0.engine().repairs();
+        let count = |count: usize| ConstCounter::new(count as u64);
+        let help = "Events that were read from Redis because they were not heard";
+        put(out, "events_repaired", help, None, &count(repairs.events))?;
+        let help = "Streams that Redis went on with without something that clients here had";
+        put(out, "streams_lost", help, None, &count(repairs.lost))?;
         let help = "Framed events kept for clients that have not taken them yet";
         put(out, "retained", help, bytes, &gauge(counts.tail_bytes))?;
         let counter = ConstCounter::new;

@@ -75,10 +75,10 @@ struct TakeOver {
 
 /// A saved connection as it stands in Redis. The owner comes first: the script looks for it there.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+pub(super) struct Stored {
     /// Empty: it was lost.
-    owner: String,
-    node: String,
+    pub(super) owner: String,
+    pub(super) node: String,
     client_id: String,
     connected_at: String,
     subscriptions: Vec<String>,
@@ -392,64 +392,6 @@ pub(super) fn hear(shared: &Shared, message: &[u8]) {
     let taken_over = std::str::from_utf8(message).ok().and_then(|text| text.strip_prefix("taken_over "));
     if let Some(key) = taken_over.and_then(|key| key.parse().ok()) {
         shared.lose(key);
-    }
-}
-
-/// Looks for connections that a former run of this node has left without a word, and lets their time begin anew: their clients
-/// come back now.
-pub(super) async fn adopt_orphans(shared: Arc<Shared>) {
-    match shared.count_orphans().await {
-        Ok(orphans) => {
-            tracing::info!(orphans, "connections that the former run of this node left can be resumed");
-        }
-        Err(fault) => {
-            tracing::warn!(%fault, "connections that the former run of this node left cannot be looked for");
-        }
-    }
-}
-
-impl Shared {
-    async fn count_orphans(&self) -> Result<usize, Fault> {
-        let mut orphans = 0;
-        for primary in self.servers.primaries() {
-            let mut cursor = "0".to_owned();
-            loop {
-                let mut scan = cmd("SCAN");
-                scan.arg(&cursor).arg("MATCH").arg("ws:connection:*").arg("COUNT").arg(500);
-                let answer = primary.send(&scan).await?;
-                let (next, keys): (String, Vec<String>) = redis::from_redis_value(answer)?;
-                for found in join_all(keys.iter().map(|key| self.adopt(key))).await {
-                    orphans += usize::from(found?);
-                }
-                if next == "0" {
-                    break;
-                }
-                cursor = next;
-            }
-        }
-        Ok(orphans)
-    }
-
-    /// Lets go of a connection, if a former run of this node has it; whether it did.
-    async fn adopt(&self, key: &str) -> Result<bool, Fault> {
-        let mut read = cmd("GET");
-        read.arg(key);
-        let known = self.servers.call(&Call::repeatable(key, read)).await?;
-        let known = redis::from_redis_value::<Option<String>>(known).ok().flatten();
-        let Some(known) = known.and_then(|known| serde_json::from_str::<Stored>(&known).ok()) else {
-            return Ok(false);
-        };
-        let is_former = parse_owner(&known.owner).is_some_and(|(owner, _)| owner != self.options.incarnation);
-        if known.node != self.options.name.name() || !is_former {
-            return Ok(false);
-        }
-        let owner = known.owner.clone();
-        let lost = Stored { owner: String::new(), ..known };
-        let lost = serde_json::to_string(&lost).expect("strings and lists can be written");
-        let arguments = ["save", &owner, &lost, &millis(self.connections.timeout).to_string()];
-        let answer =
-            self.servers.call(&Call::script(key, &self.scripts.connection, &arguments, true)).await?;
-        Ok(!matches!(answer, redis::Value::Nil))
     }
 }
 

@@ -22,6 +22,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::Repairs;
+
 use super::{
     Shared, connections, key_of,
     mirror::Mirror,
@@ -134,14 +136,14 @@ async fn listen(shared: Arc<Shared>, primary: Arc<Primary>, line: Arc<Line>) {
     let part = part_name(primary.name());
     shared.vigil.expect(Source::Redis, &part);
     loop {
-        let outage = Outage::now(&shared);
+        let before = shared.repairs();
         let healthy = AtomicBool::new(false);
         let listener = Listener {
             shared: &shared,
             primary: &primary,
             line: &line,
             part: &part,
-            outage: &outage,
+            before,
             healthy: &healthy,
         };
         // A connection that was cut is back within a moment, and nobody needs to know; what was missed is read anyway.
@@ -169,7 +171,8 @@ struct Listener<'a> {
     primary: &'a Arc<Primary>,
     line: &'a Line,
     part: &'a str,
-    outage: &'a Outage,
+    /// What had been mended when nothing was heard any more.
+    before: Repairs,
     /// Everything is heard, and was read as far as it had been missed.
     healthy: &'a AtomicBool,
 }
@@ -201,27 +204,14 @@ impl Listener<'_> {
     }
 }
 
-/// What had been counted when nothing was heard any more.
-struct Outage {
-    repaired: usize,
-    lost: usize,
-}
-
-impl Outage {
-    fn now(shared: &Shared) -> Self {
-        let (repaired, lost) = (shared.repaired.load(Relaxed), shared.lost.load(Relaxed));
-        Self { repaired, lost }
-    }
-
-    /// What became of events meanwhile.
-    fn gap(&self, shared: &Shared) -> Gap {
-        if shared.lost.load(Relaxed) > self.lost {
-            Gap::Lost
-        } else if shared.repaired.load(Relaxed) > self.repaired {
-            Gap::Recovered
-        } else {
-            Gap::None
-        }
+/// What became of events since so much had been mended.
+fn gap_since(before: Repairs, now: Repairs) -> Gap {
+    if now.lost > before.lost {
+        Gap::Lost
+    } else if now.events > before.events {
+        Gap::Recovered
+    } else {
+        Gap::None
     }
 }
 
@@ -274,8 +264,8 @@ impl Session<'_> {
                 }
             }
             if is_caught_up && self.has_probe && !self.listener.healthy.swap(true, Relaxed) {
-                let Listener { part, outage, .. } = self.listener;
-                self.shared.vigil.up(Source::Redis, part, outage.gap(self.shared));
+                let Listener { part, before, .. } = self.listener;
+                self.shared.vigil.up(Source::Redis, part, gap_since(*before, self.shared.repairs()));
                 tracing::info!(
                     primary = self.primary.name(),
                     streams = self.channels.len(),
