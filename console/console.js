@@ -61,7 +61,11 @@ function open(url) {
     clearTimeout(silence);
     if (mine !== socket) return;
     if (code >= 4400 && code <= 4499) setConnection("down", `closed: ${code} ${reason}`);
-    else retry(`connection lost (${code})`);
+    // A node that restarts has sent its clients away one after the other: each may come back at once.
+    else if (code === 1012 && attempt === 0) {
+      attempt += 1;
+      connect();
+    } else retry(`connection lost (${code})`);
   };
 }
 
@@ -91,6 +95,11 @@ function take(message) {
   } else if (message.type === "system.heartbeat") {
     const offset = message.positions[project];
     if (position && offset !== undefined) position.offset = offset;
+  } else if (message.type === "system.degraded") {
+    setConnection("down", `${message.source} cannot be heard; what comes from there will be late`);
+  } else if (message.type === "system.recovered") {
+    setConnection("live", `live on ${project}`);
+    if (message.gap === "lost") note(`${message.source} is heard again; some of what came meanwhile may be lost`);
   } else if (message.type === "error") {
     setConnection("down", `${message.code}: ${message.message}`);
   } else if (message.offset !== undefined && (message.stream === "*" || message.project_id === project)) {

@@ -1,9 +1,6 @@
 //! `tidings serve` and `tidings dev`.
 
-use std::{
-    io::{self, Write as _},
-    path::Path,
-};
+use std::io::{self, Write as _};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::logging;
 use crate::{
     Server,
-    config::{Environment, Layers, Settings},
+    config::{EngineKind, Environment, Layers, Settings},
 };
 
 pub(super) fn serve(layers: &Layers) -> anyhow::Result<()> {
@@ -36,7 +33,11 @@ pub(super) fn dev(layers: &Layers, demo: bool) -> anyhow::Result<()> {
     }
     runtime()?.block_on(async {
         let insecurities = settings.insecurities();
-        let kept_in = settings.journal.as_ref().map(|journal| journal.folder.clone());
+        let kept_in = match (settings.engine, &settings.redis, &settings.journal) {
+            (EngineKind::Redis, Some(address), _) => Some(format!("Redis ({address:?})")),
+            (_, _, Some(journal)) => Some(journal.folder.display().to_string()),
+            _ => None,
+        };
         let server = Server::bind(settings).await?;
         let address = server.address();
         banner(address.port(), &insecurities, kept_in.as_deref(), demo)?;
@@ -87,7 +88,7 @@ async fn run(server: Server) -> anyhow::Result<()> {
     }
 }
 
-fn banner(port: u16, insecurities: &[&str], kept_in: Option<&Path>, demo: bool) -> io::Result<()> {
+fn banner(port: u16, insecurities: &[&str], kept_in: Option<&str>, demo: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(
         out,
@@ -98,7 +99,7 @@ fn banner(port: u16, insecurities: &[&str], kept_in: Option<&Path>, demo: bool) 
         writeln!(out, "    - {insecurity}")?;
     }
     match kept_in {
-        Some(folder) => writeln!(out, "\n  Streams    kept in {}", folder.display())?,
+        Some(place) => writeln!(out, "\n  Streams    kept in {place}")?,
         None => writeln!(out, "    - nothing is kept: a restart begins anew (TIDINGS_PERSIST=false)\n")?,
     }
     writeln!(out, "  Console    http://localhost:{port}/console")?;

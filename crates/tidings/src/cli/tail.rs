@@ -173,6 +173,13 @@ impl Tail {
                     eprintln!("what was missed is not kept any more; going on from here");
                 }
             }
+            "system.degraded" | "system.recovered" => {
+                let source = message["source"].as_str().unwrap_or_default();
+                match message["gap"].as_str() {
+                    None => eprintln!("{source} cannot be heard at present"),
+                    Some(gap) => eprintln!("{source} is heard again; what came meanwhile: {gap}"),
+                }
+            }
             // Announcements come unfiltered, because every connection follows them.
             name if message["offset"].is_u64()
                 && (message["stream"] == "*") == announcements
