@@ -277,13 +277,12 @@ fn listeners(
     let member = node.redis().cloned();
     let servers = member
         .as_ref()
-        .map_or_else(|| Arc::new(Servers::lazy(address.clone())), |member| Arc::clone(&member.servers));
+        .map_or_else(|| Arc::new(Servers::lazy(address)), |member| Arc::clone(&member.servers));
     let incarnation = member.as_ref().map_or_else(Incarnation::random, |member| member.incarnation.clone());
     for part in [redis_channel::PART, ingest_stream::PART] {
         node.vigil().expect(Source::Redis, part);
     }
     let channel = RedisChannel {
-        address,
         channel: settings.redis_channel.clone(),
         ingest: Arc::clone(ingest),
         metrics: Arc::clone(metrics),

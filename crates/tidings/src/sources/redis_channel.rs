@@ -20,7 +20,7 @@ use futures_util::{FutureExt, StreamExt, stream::ReadyChunks};
 use redis::aio::{PubSub, PubSubSink, PubSubStream};
 use tidings_engine::{
     RedisMember,
-    engine::redis::{RedisAddress, Servers},
+    engine::redis::{Primary, Servers},
     vigil::Vigil,
 };
 use tidings_protocol::{Gap, Source};
@@ -32,11 +32,13 @@ use crate::{
     metrics::{EventSource, Metrics},
 };
 
-use shared::{MARKS, Shared};
+use shared::{Shared, marks_channel};
 
 /// A connection or an answer that takes longer than this is a failure. Together with [`RETRY_MAX`] it keeps the promise
 /// to be subscribed again within 2 seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// For a connection with all that it takes, Sentinel's answer, too.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The first wait before another attempt; each one doubles it.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_millis(500);
@@ -55,7 +57,6 @@ type Batches = ReadyChunks<PubSubStream>;
 /// Listens to the channel.
 #[derive(Debug)]
 pub(crate) struct RedisChannel {
-    pub(crate) address: RedisAddress,
     pub(crate) channel: String,
     pub(crate) ingest: Arc<Ingest>,
     pub(crate) metrics: Arc<Metrics>,
@@ -68,6 +69,15 @@ pub(crate) struct RedisChannel {
     pub(crate) probe: String,
     /// Probes are sent on it.
     pub(crate) tasks: TaskTracker,
+}
+
+/// A connection that listens.
+struct Subscribed {
+    /// Where: all nodes listen at the same server, and so hear the same in the same order.
+    anchor: Arc<Primary>,
+    pubsub: PubSub,
+    /// The channel of those who listen there.
+    marks: String,
 }
 
 /// What becomes of the probes of one connection. Only one that Redis says to have published can be missed.
@@ -139,7 +149,7 @@ impl RedisChannel {
         let mut down_since: Option<Instant> = None;
         loop {
             let lost = match self.subscribe().await {
-                Ok(pubsub) => {
+                Ok(subscribed) => {
                     let channel = &self.channel;
                     match down_since.take() {
                         None => tracing::info!(channel, "listening to Redis"),
@@ -150,7 +160,7 @@ impl RedisChannel {
                         ),
                     }
                     retry = RETRY_MIN;
-                    let lost = self.listen(pubsub, taking).await;
+                    let lost = self.listen(subscribed, taking).await;
                     self.set_down();
                     lost
                 }
@@ -165,18 +175,16 @@ impl RedisChannel {
         }
     }
 
-    async fn subscribe(&self) -> Result<PubSub, Lost> {
-        let connecting = async {
-            let client = self.address.client().await?;
-            client.get_async_pubsub().await
-        };
-        let mut pubsub = timeout(ANSWER_TIMEOUT, connecting).await??;
+    async fn subscribe(&self) -> Result<Subscribed, Lost> {
+        let anchor = self.servers.anchor();
+        let (mut pubsub, run) = timeout(CONNECT_TIMEOUT, anchor.listen()).await??;
+        let marks = marks_channel(&run);
         timeout(ANSWER_TIMEOUT, pubsub.subscribe(&self.channel)).await??;
         timeout(ANSWER_TIMEOUT, pubsub.subscribe(&self.probe)).await??;
         if self.member.is_some() {
-            timeout(ANSWER_TIMEOUT, pubsub.subscribe(MARKS)).await??;
+            timeout(ANSWER_TIMEOUT, pubsub.subscribe(&marks)).await??;
         }
-        Ok(pubsub)
+        Ok(Subscribed { anchor, pubsub, marks })
     }
 
     /// Publishes what has to come back on the connection that listens. What becomes of it is seen by its coming back.
@@ -191,17 +199,17 @@ impl RedisChannel {
         });
     }
 
-    async fn listen(&self, pubsub: PubSub, taking: &mut Taking) -> Lost {
+    async fn listen(&self, subscribed: Subscribed, taking: &mut Taking) -> Lost {
+        let Subscribed { anchor, pubsub, marks } = subscribed;
+        let (mut place, mut topology) = (anchor.watch(), self.servers.watch());
         let (mut commands, messages) = pubsub.split();
         let mut batches = messages.ready_chunks(BATCH_MAX);
         let mut pings = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut probes, mut was_silent) = (Probes::new(), false);
-        let anchor = self.servers.anchor();
-        let mut place = anchor.watch();
         match taking {
             Taking::Alone => self.set_up(Gap::Lost),
-            Taking::Shared(shared) => shared.connected().await,
+            Taking::Shared(shared) => shared.connected(marks).await,
         }
         let lost = loop {
             tokio::select! {
@@ -218,6 +226,9 @@ impl RedisChannel {
                     self.work(shared).await;
                 },
                 _ = place.changed() => break Lost::Replaced,
+                _ = topology.changed() => if self.servers.anchor().name() != anchor.name() {
+                    break Lost::Replaced;
+                },
                 _ = pings.tick() => match timeout(ANSWER_TIMEOUT, commands.ping::<redis::Value>()).await {
                     Ok(Ok(_)) => {
                         if probes.are_missed() {

@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use redis::{
     Client, Cmd, ConnectionInfo, ErrorKind, RedisError, RedisResult, ServerErrorKind, ToRedisArgs, Value,
-    aio::{AsyncPushSender, MultiplexedConnection},
+    aio::{AsyncPushSender, MultiplexedConnection, PubSub},
     cmd,
 };
 use tokio::{
@@ -426,6 +426,20 @@ impl Primary {
         let config = connection_config(ANSWER_TIMEOUT).set_push_sender(pushes);
         bounded(Box::pin(async {
             self.client().await?.get_multiplexed_async_connection_with_config(&config).await
+        }))
+        .await
+    }
+
+    /// A connection to listen on channels, and which run of which server it is to: those who have the same hear everything in the
+    /// same order.
+    pub async fn listen(&self) -> RedisResult<(PubSub, String)> {
+        bounded(Box::pin(async {
+            let client = self.client().await?;
+            let config = connection_config(ANSWER_TIMEOUT);
+            let mut asking = client.get_multiplexed_async_connection_with_config(&config).await?;
+            let info: String = cmd("INFO").arg("server").query_async(&mut asking).await?;
+            let run = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
+            Ok((client.get_async_pubsub().await?, run.trim().to_owned()))
         }))
         .await
     }

@@ -15,8 +15,11 @@ use crate::{ingest::Ingest, metrics::EventSource};
 
 use super::numbering::{Mark, Number, Numbering};
 
-/// Where marks are published.
-pub(super) const MARKS: &str = "tidings:channel-marks";
+/// Where marks are published that those understand who listen at this run of a server.
+pub(super) fn marks_channel(run: &str) -> String {
+    format!("tidings:channel-marks:{run}")
+}
+
 /// Somebody who does not count with the others yet asks for marks.
 const HELLO: &[u8] = b"hello";
 /// The holder gives the lease back.
@@ -38,6 +41,8 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// See the module.
 pub(super) struct Shared {
     member: RedisMember,
+    /// The channel of the marks.
+    marks: String,
     numbering: Numbering,
     lease: Lease,
     started: Instant,
@@ -67,6 +72,7 @@ impl Shared {
         Self {
             lease: Lease::new(SOURCE, member.incarnation.clone()),
             member,
+            marks: String::new(),
             numbering: Numbering::default(),
             started: now,
             lease_due: now,
@@ -86,9 +92,10 @@ impl Shared {
     }
 
     /// A new connection listens, to the channel and to the marks.
-    pub(super) async fn connected(&mut self) {
+    pub(super) async fn connected(&mut self, marks: String) {
+        self.marks = marks;
         let mut ask = cmd("PUBSUB");
-        ask.arg("NUMSUB").arg(MARKS);
+        ask.arg("NUMSUB").arg(&self.marks);
         let listeners = self.member.servers.anchor().send(&ask).await.ok().and_then(count_of);
         self.is_alone = listeners == Some(1);
         self.free_since = None;
@@ -123,7 +130,7 @@ impl Shared {
 
     /// Takes a message of either channel.
     pub(super) fn hear(&mut self, channel: &str, message: &[u8]) {
-        if channel != MARKS {
+        if channel != self.marks {
             let now_ms = self.now_ms();
             self.dropped += self.numbering.hear(message.to_vec(), now_ms);
             return;
@@ -265,7 +272,7 @@ impl Shared {
 
     fn publish(&self, message: &[u8]) -> impl Future<Output = ()> + use<> {
         let (anchor, mut publish) = (self.member.servers.anchor(), cmd("PUBLISH"));
-        publish.arg(MARKS).arg(message);
+        publish.arg(&self.marks).arg(message);
         async move {
             if let Err(error) = anchor.send(&publish).await {
                 tracing::debug!(%error, "a mark could not be published");
