@@ -48,6 +48,20 @@ impl ClusterSet {
         set
     }
 
+    /// Gives the first primary a replica that is up to date.
+    pub(crate) async fn add_replica(&self) -> RedisServer {
+        let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
+        let replica = RedisServer::started(&[DURABLE, &options].concat()).await;
+        let port = self.servers[0].port().to_string();
+        replica.command::<()>(&["CLUSTER", "MEET", "127.0.0.1", &port]).await.unwrap();
+        // It has to have heard of the primary first.
+        let follow = ["CLUSTER", "REPLICATE", &self.ids[0]];
+        until("the replica following", || async { replica.command::<()>(&follow).await.is_ok() }).await;
+        let link = || replica.info(&["INFO", "replication"], "master_link_status");
+        until("the replica being up to date", || async { link().await.as_deref() == Some("up") }).await;
+        replica
+    }
+
     async fn is_whole(&self) -> bool {
         for server in &self.servers {
             let state = server.info(&["CLUSTER", "INFO"], "cluster_state").await;

@@ -8,6 +8,7 @@ use crate::{
     cluster_set::ClusterSet,
     http,
     node::Node,
+    process::until,
     sentinel_set::SentinelSet,
     stage::{Load, Outcome, Stage, Store, alone},
 };
@@ -85,6 +86,22 @@ fn slots_of_a_cluster_move_under_load() {
             }
         }
         stage.finish("nine slots of a cluster moved", Store::Keeps).await;
+    });
+}
+
+/// The first primary, at which everything is heard that belongs to no project.
+#[test]
+fn a_primary_of_a_cluster_is_lost_and_its_replica_goes_on() {
+    alone(async {
+        let mut cluster = ClusterSet::started().await;
+        let replica = cluster.add_replica().await;
+        let stage = Stage::set(Node::many(3, &cluster.url(), &[]).await, Load::usual()).await;
+        sleep(Duration::from_secs(1)).await;
+        cluster.server(0).kill();
+        let role = || replica.info(&["INFO", "replication"], "role");
+        until("the replica taking over", || async { role().await.as_deref() == Some("master") }).await;
+        // Replication is always a little behind, so that a few events may be lost.
+        stage.finish("a Cluster's primary lost, its replica promoted", Store::Forgets).await;
     });
 }
 
