@@ -9,7 +9,7 @@ use crate::{
     fleet::{Clock, Fleet},
     http,
     node::{HEARTBEAT_SECONDS, Node},
-    process::DEADLINE,
+    process::{DEADLINE, until},
     publish::{Book, Publishers, fence},
     record::{Number, Project, Witness, project_id},
     scale,
@@ -151,6 +151,7 @@ impl Stage {
         if recovery.stuck.is_empty() {
             recovery.stuck = self.fleet.caught_up(last_ms, DEADLINE).await;
         }
+        self.settled().await;
         // What comes behind the last event would be one too many.
         self.fleet.heartbeat(Duration::from_secs(2 * HEARTBEAT_SECONDS)).await;
         let kept = self.kept().await;
@@ -159,6 +160,19 @@ impl Stage {
         tell(row, &witnesses, &verdict, &recovery);
         judge(&witnesses, &verdict, &recovery, store);
         Outcome { verdict, witnesses, _nodes: self.nodes }
+    }
+
+    /// Waits until no node that lives has anything to complain of, and has said so: a source has recovered when it is heard for a
+    /// moment.
+    async fn settled(&self) {
+        for &address in &*self.addresses {
+            let settled = || async {
+                // One that is dead has nothing to complain of.
+                http::get(address, "/readyz").await.map_or(true, |answer| answer.status == 200)
+            };
+            until("a node being ready again", settled).await;
+        }
+        tokio::time::sleep(Duration::from_millis(1500)).await;
     }
 
     /// What the streams have, read as anybody can.
