@@ -63,10 +63,10 @@ impl Ingest {
         if events.is_empty() {
             return Ok(());
         }
-        let counted: Vec<_> = events.iter().map(|numbered| numbered.event.clone()).collect();
+        let types: Vec<_> = events.iter().map(|numbered| numbered.event.event_type().clone()).collect();
         self.node.engine().append_numbered(name, events).await?;
         // Not before: its source says again what did not succeed.
-        self.metrics.appended(source, counted.iter());
+        self.metrics.appended(source, types.iter());
         Ok(())
     }
 
@@ -76,7 +76,7 @@ impl Ingest {
         source: EventSource,
         events: Vec<Event>,
     ) -> Result<Vec<Appended>, EngineError> {
-        self.metrics.appended(source, events.iter());
+        self.metrics.appended(source, events.iter().map(Event::event_type));
         self.node.publish(events).await
     }
 }

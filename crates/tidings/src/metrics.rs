@@ -10,7 +10,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use tidings_engine::Node;
-use tidings_protocol::{Event, KNOWN_TYPES, Reason};
+use tidings_protocol::{EventType, KNOWN_TYPES, Reason};
 
 use node_counts::NodeCounts;
 
@@ -114,9 +114,9 @@ impl Metrics {
         self.rejected.get_or_create(&label).inc();
     }
 
-    pub(crate) fn appended<'a>(&self, source: EventSource, events: impl Iterator<Item = &'a Event>) {
-        for event in events {
-            let known = KNOWN_TYPES.iter().find(|known| **known == event.event_type().as_str());
+    pub(crate) fn appended<'a>(&self, source: EventSource, types: impl Iterator<Item = &'a EventType>) {
+        for event_type in types {
+            let known = KNOWN_TYPES.iter().find(|known| **known == event_type.as_str());
             let label = AppendLabel { source: source.as_str(), r#type: known.copied().unwrap_or("custom") };
             self.appended.get_or_create(&label).inc();
         }

@@ -71,9 +71,6 @@ impl Lease {
         if self.held_until.take().is_none() {
             return Ok(());
         }
-        let mut command = cmd("EVAL");
-        command.arg("if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end return 1");
-        command.arg(1).arg(&self.key).arg(self.holder.as_str());
-        servers.call(&Call::repeatable(&self.key, command)).await.map(|_| ())
+        servers.call(&Call::delete_if(&self.key, self.holder.as_str())).await.map(|_| ())
     }
 }

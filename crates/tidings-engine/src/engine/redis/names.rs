@@ -3,7 +3,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use redis::{aio::MultiplexedConnection, cmd};
-use serde::{Deserialize, Serialize};
 
 use crate::{random, shard::ConnectionKey};
 
@@ -17,7 +16,7 @@ pub(super) const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 const RENAMES_MAX: u32 = 100;
 
 /// One run of one node: no other has the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Incarnation(Arc<str>);
 
 impl Incarnation {
@@ -100,10 +99,7 @@ impl NodeName {
     /// Gives the name back, so that whoever comes next has it at once.
     pub(super) async fn give_back(&self, servers: &Servers, incarnation: &Incarnation) -> Result<(), Fault> {
         let key = key_of(&self.name);
-        let mut delete = cmd("EVAL");
-        delete.arg("if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end return 1");
-        delete.arg(1).arg(&key).arg(incarnation.as_str());
-        servers.call(&Call::repeatable(&key, delete)).await.map(|_| ())
+        servers.call(&Call::delete_if(&key, incarnation.as_str())).await.map(|_| ())
     }
 }
 
@@ -155,16 +151,7 @@ async fn try_take(servers: &Servers, name: &str, incarnation: &Incarnation) -> R
 
 /// Whether a node's run still listens: Redis notices at once when its process has ended.
 async fn is_alive(servers: &Servers, incarnation: &Incarnation) -> Result<bool, Fault> {
-    let mut ask = cmd("PUBSUB");
-    ask.arg("NUMSUB").arg(incarnation.channel());
-    let answer = servers.anchor().send(&ask).await?;
-    // A map in one version of the protocol, a list in the other.
-    let listeners = match answer {
-        redis::Value::Map(pairs) => pairs.into_iter().next().map(|(_, count)| count),
-        redis::Value::Array(mut pairs) => pairs.pop(),
-        _ => None,
-    };
-    Ok(listeners.and_then(|count| redis::from_redis_value::<u64>(count).ok()).unwrap_or(0) > 0)
+    Ok(servers.anchor().listeners(&incarnation.channel()).await? > 0)
 }
 
 fn key_of(name: &str) -> String {

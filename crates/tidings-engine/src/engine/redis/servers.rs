@@ -334,6 +334,14 @@ impl<'a> Call<'a> {
         Self { may_repeat: false, ..Self::repeatable(key, command) }
     }
 
+    /// Deletes the key if it has this value, and leaves alone what somebody else has put there.
+    pub(super) fn delete_if(key: &'a str, value: &str) -> Self {
+        let mut delete = cmd("EVAL");
+        delete.arg("if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end return 1");
+        delete.arg(1).arg(key).arg(value);
+        Self::repeatable(key, delete)
+    }
+
     /// A script on the key.
     pub fn script(key: &'a str, script: &Script, arguments: &[impl ToRedisArgs], may_repeat: bool) -> Self {
         let command = |name: &str, script: &str| {
@@ -470,6 +478,19 @@ impl Primary {
         let mut publish = cmd("PUBLISH");
         publish.arg(channel).arg(number);
         self.send(&publish).await.map(|_| ())
+    }
+
+    /// How many connections to this server listen on a channel.
+    pub async fn listeners(&self, channel: &str) -> RedisResult<u64> {
+        let mut ask = cmd("PUBSUB");
+        ask.arg("NUMSUB").arg(channel);
+        // A map in one version of the protocol, a list in the other.
+        let listeners = match self.send(&ask).await? {
+            Value::Map(pairs) => pairs.into_iter().next().map(|(_, count)| count),
+            Value::Array(mut pairs) => pairs.pop(),
+            _ => None,
+        };
+        Ok(listeners.and_then(|count| redis::from_redis_value(count).ok()).unwrap_or(0))
     }
 
     /// Sends a command about a key that is just being moved here.

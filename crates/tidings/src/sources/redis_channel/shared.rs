@@ -94,10 +94,8 @@ impl Shared {
     /// A new connection listens, to the channel and to the marks.
     pub(super) async fn connected(&mut self, marks: String) {
         self.marks = marks;
-        let mut ask = cmd("PUBSUB");
-        ask.arg("NUMSUB").arg(&self.marks);
-        let listeners = self.member.servers.anchor().send(&ask).await.ok().and_then(count_of);
-        self.is_alone = listeners == Some(1);
+        let listeners = self.member.servers.anchor().listeners(&self.marks).await;
+        self.is_alone = listeners.is_ok_and(|listeners| listeners == 1);
         self.free_since = None;
         self.lease_due = Instant::now();
         self.publish(HELLO).await;
@@ -279,14 +277,4 @@ impl Shared {
             }
         }
     }
-}
-
-/// The count in the answer to `PUBSUB NUMSUB` of one channel: a map in one version of the protocol, a list in the other.
-fn count_of(answer: redis::Value) -> Option<u64> {
-    let count = match answer {
-        redis::Value::Map(pairs) => pairs.into_iter().next()?.1,
-        redis::Value::Array(mut pairs) => pairs.pop()?,
-        _ => return None,
-    };
-    redis::from_redis_value(count).ok()
 }
