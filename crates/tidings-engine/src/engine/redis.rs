@@ -153,7 +153,7 @@ impl RedisEngine {
         let shared = Arc::new(Shared {
             servers,
             clock,
-            connections: Connections::new(options.connection_timeout),
+            connections: Connections::default(),
             options,
             scripts: Scripts {
                 append: stream_script!("redis/append.lua"),

@@ -45,8 +45,8 @@ const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is known and what has to be written.
+#[derive(Default)]
 pub(super) struct Connections {
-    timeout: Duration,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -88,10 +88,6 @@ pub(super) struct Stored {
 }
 
 impl Connections {
-    pub(super) fn new(timeout: Duration) -> Self {
-        Self { timeout, state: Mutex::default(), changed: Notify::new() }
-    }
-
     pub(super) fn save(&self, connection: SavedConnection) {
         let mut state = self.state.lock();
         let client = connection.client;
@@ -171,7 +167,7 @@ impl Connections {
 /// Writes what changes for as long as the node lives.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let renew_interval =
-        (shared.connections.timeout / 10).clamp(Duration::from_secs(1), Duration::from_mins(1));
+        (shared.options.connection_timeout / 10).clamp(Duration::from_secs(1), Duration::from_mins(1));
     let mut renew = interval(renew_interval);
     let mut name = interval(RENEW_INTERVAL);
     renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -241,7 +237,7 @@ impl Shared {
         while let Some(change) = changes.next() {
             let written = match &change {
                 Change::Save(client) => self.write_saved(*client).await,
-                Change::Release(connection) => self.write(connection, "", "save").await.map(|_| ()),
+                Change::Release(connection) => self.write(connection, "").await.map(|_| ()),
                 Change::Forget(connection) => self.remove(connection).await,
                 Change::TakeOver(_) => Ok(()),
             };
@@ -266,7 +262,7 @@ impl Shared {
         let Some(connection) = connection else { return Ok(()) };
         let Some(key) = connection.owner else { return Ok(()) };
         let owner = owner_text(&self.options.incarnation, key);
-        if self.write(&connection, &owner, "save").await? {
+        if self.write(&connection, &owner).await? {
             return Ok(());
         }
         // Somebody has taken it over, and we were not told.
@@ -275,13 +271,13 @@ impl Shared {
     }
 
     /// Writes a connection as `owner`'s, if it is this node's to write; whether it was.
-    async fn write(&self, connection: &SavedConnection, owner: &str, what: &str) -> Result<bool, Fault> {
+    async fn write(&self, connection: &SavedConnection, owner: &str) -> Result<bool, Fault> {
         let asker =
             connection.owner.map(|key| owner_text(&self.options.incarnation, key)).unwrap_or_default();
         let stored = stored(connection, owner, self.options.name.name());
-        let time = millis(self.connections.timeout).to_string();
+        let time = millis(self.options.connection_timeout).to_string();
         let key = key_of(connection.client);
-        let arguments = [what, &asker, &stored, &time];
+        let arguments = ["save", &asker, &stored, &time];
         let answer =
             self.servers.call(&Call::script(&key, &self.scripts.connection, &arguments, true)).await?;
         if matches!(answer, redis::Value::Nil) {
@@ -309,7 +305,7 @@ impl Shared {
     /// Lets a token lead to its client.
     async fn point(&self, token: ResumeToken, client: ClientId) -> Result<(), Fault> {
         let (key, mut set) = (token_key(token), cmd("SET"));
-        set.arg(&key).arg(client.to_string()).arg("PX").arg(millis(self.connections.timeout));
+        set.arg(&key).arg(client.to_string()).arg("PX").arg(millis(self.options.connection_timeout));
         self.servers.call(&Call::repeatable(&key, set)).await.map(|_| ())
     }
 
@@ -338,7 +334,7 @@ impl Shared {
         let Some(client) = client.as_deref().and_then(ClientId::parse) else { return Ok(None) };
         let owner = successor.owner.map(|key| owner_text(&self.options.incarnation, key)).unwrap_or_default();
         let head = head(&owner, self.options.name.name());
-        let (key, time) = (key_of(client), millis(self.connections.timeout).to_string());
+        let (key, time) = (key_of(client), millis(self.options.connection_timeout).to_string());
         let arguments = ["take", &owner, &head, &time];
         let known =
             self.servers.call(&Call::script(&key, &self.scripts.connection, &arguments, true)).await?;
