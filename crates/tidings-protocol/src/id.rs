@@ -79,6 +79,24 @@ impl ProjectId {
     }
 }
 
+/// Whose a session is: 1 to 200 bytes without control or format characters. An integer is the same as its digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UserId(Arc<str>);
+
+checked_string!(UserId);
+
+impl UserId {
+    fn check(text: &str) -> Result<(), InvalidId> {
+        if text.is_empty() || text.len() > 200 {
+            return Err(InvalidId("expected 1 to 200 bytes"));
+        }
+        if text.chars().any(is_control_or_format) {
+            return Err(InvalidId("expected no control or format characters"));
+        }
+        Ok(())
+    }
+}
+
 /// Unicode general categories Cc, Cf (Unicode 16) and the line and paragraph separators, none of which shows.
 fn is_control_or_format(c: char) -> bool {
     c.is_control()

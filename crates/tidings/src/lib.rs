@@ -4,6 +4,8 @@
 pub mod accept;
 mod access;
 mod admission;
+#[allow(dead_code, reason = "the ways come one after the other")]
+mod auth;
 mod burst;
 pub mod cli;
 pub mod config;

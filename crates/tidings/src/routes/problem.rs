@@ -17,6 +17,9 @@ pub(super) struct Problem {
     status: StatusCode,
     #[serde(skip_serializing_if = "String::is_empty")]
     detail: String,
+    /// Why somebody may not: stable, for programs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ItemError>,
     /// When to come back, if that makes sense.
@@ -42,9 +45,16 @@ impl Problem {
             title,
             status,
             detail: detail.into(),
+            code: None,
             errors: Vec::new(),
             retry_after_s: 1,
         }
+    }
+
+    /// Somebody may not. In development `told` what the rule is; in production the code has to do.
+    #[allow(dead_code, reason = "x")]
+    pub(super) fn denied(status: StatusCode, code: &'static str, detail: &str, told: bool) -> Self {
+        Self { code: Some(code), ..Self::new(status, if told { detail } else { "" }) }
     }
 
     /// There is no room for one more connection.
