@@ -27,7 +27,8 @@ use crate::{
     engine::Engine,
     event_stream::{EventStream, PipeSocket, pipe},
     hub::{Hub, Letter},
-    shard::{Answer, Effect, Encoding, Moment, Opening, Question, Shard, ShardOptions, Socket},
+    rights::{Holder, SessionKey, Standing, Verdict},
+    shard::{Answer, Effect, Encoding, Known, Moment, Opening, Question, Shard, ShardOptions, Socket},
 };
 
 /// Sockets that are looked at between two quanta of writing.
@@ -44,6 +45,7 @@ pub(crate) struct Arrival {
     /// Bytes that came behind the handshake.
     leftover: Bytes,
     subscription: Option<(StreamId, TypeFilter, Option<Position>)>,
+    holder: Option<Holder>,
 }
 
 #[derive(Debug)]
@@ -88,25 +90,35 @@ impl ShardHandle {
         Self { hub, shard }
     }
 
-    /// Takes over a WebSocket after its handshake; `leftover` are bytes that came behind it.
-    pub fn open_websocket(&self, socket: TcpStream, leftover: Bytes, deflate: bool, guard: Guard) {
+    /// Takes over a WebSocket after its handshake; `leftover` are bytes that came behind it. Without a `holder` it may see
+    /// everything.
+    pub fn open_websocket(
+        &self,
+        socket: TcpStream,
+        leftover: Bytes,
+        deflate: bool,
+        guard: Guard,
+        holder: Option<Holder>,
+    ) {
         let socket = AnySocket::Tcp(mio::net::TcpStream::from_std(socket));
         let arrival = Arrival {
             socket: GuardedSocket { _guard: guard, socket },
             encoding: if deflate { Encoding::Deflate } else { Encoding::Plain },
             leftover,
             subscription: None,
+            holder,
         };
         self.hub.mailbox(self.shard).put(Letter::Arrival(Box::new(arrival)));
     }
 
-    /// Opens a connection that is read as Server-Sent Events and follows one stream.
+    /// Opens a connection that is read as Server-Sent Events and follows one stream. Without a `holder` it may see everything.
     pub fn open_event_stream(
         &self,
         stream: StreamId,
         types: TypeFilter,
         since: Option<Position>,
         guard: Guard,
+        holder: Option<Holder>,
     ) -> EventStream {
         let mailbox = self.hub.mailbox(self.shard);
         let (socket, events) = pipe(Arc::clone(mailbox));
@@ -115,9 +127,20 @@ impl ShardHandle {
             encoding: Encoding::EventStream,
             leftover: Bytes::new(),
             subscription: Some((stream, types, since)),
+            holder,
         };
         mailbox.put(Letter::Arrival(Box::new(arrival)));
         events
+    }
+
+    /// Tells the shard what was found out about sessions, behind the connections that it was given before.
+    pub fn judge(&self, verdicts: Vec<(SessionKey, Verdict)>) {
+        self.hub.mailbox(self.shard).put(Letter::Judged(verdicts));
+    }
+
+    /// The shard's number.
+    pub fn number(&self) -> u16 {
+        self.shard
     }
 }
 
@@ -182,6 +205,16 @@ impl Clock {
     fn now(&self) -> Moment {
         let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         Moment { ms, wall: jiff::Timestamp::now().into() }
+    }
+
+    /// The millisecond in which a moment lies, or the one before it.
+    fn ms_of(&self, moment: Instant) -> u64 {
+        u64::try_from(moment.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn known(&self, standing: Standing) -> Known {
+        let until_ms = standing.known_until.map(|until| self.ms_of(until));
+        Known { rights: standing.rights, until_ms, ends_at: standing.ends_at }
     }
 
     fn at(&self, ms: u64) -> Instant {
@@ -264,6 +297,15 @@ impl Running {
                 self.shard.readable(key.index());
             }
             Letter::Close(key, code) => self.shard.close(key, code),
+            Letter::Judged(verdicts) => {
+                for (session, verdict) in verdicts {
+                    let known = match verdict {
+                        Verdict::Holds(standing) => Some(self.clock.known(standing)),
+                        Verdict::Over => None,
+                    };
+                    self.shard.judge(session, known);
+                }
+            }
             Letter::Drain { over_ms, leaving } => {
                 (self.draining, self.leaving) = (true, Some(leaving));
                 self.shard.drain(over_ms, self.hub.shards());
@@ -281,7 +323,7 @@ impl Running {
     }
 
     fn arrive(&mut self, arrival: Arrival) -> io::Result<()> {
-        let Arrival { mut socket, encoding, leftover, subscription } = arrival;
+        let Arrival { mut socket, encoding, leftover, subscription, holder } = arrival;
         let key = self.shard.next_key();
         match &mut socket.socket {
             AnySocket::Tcp(socket) => {
@@ -290,7 +332,8 @@ impl Running {
             }
             AnySocket::Pipe(pipe) => pipe.set_key(key),
         }
-        self.shard.open(Opening { socket, encoding, subscription });
+        let holder = holder.map(|holder| (holder.session, self.clock.known(holder.standing)));
+        self.shard.open(Opening { socket, encoding, subscription, holder });
         self.shard.received(key, &leftover);
         // It came in beside the stop, which did not see it.
         if let Some(code) = self.ending {

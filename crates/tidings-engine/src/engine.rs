@@ -13,7 +13,8 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tidings_protocol::{
-    Class, Epoch, Event, EventId, EventType, Offset, Position, StateSnapshot, StreamId, Timestamp, TypeFilter,
+    Audience, Class, Epoch, Event, EventId, EventType, Offset, Position, StateSnapshot, StreamId, Timestamp,
+    TypeFilter,
 };
 
 use crate::{
@@ -33,6 +34,8 @@ pub struct Record {
     pub offset: Offset,
     /// Its type, for filters.
     pub event_type: EventType,
+    /// Whom of those who follow the stream it is for; `None`: all.
+    pub audience: Option<Box<Audience>>,
     /// Under which key a newer event stands for this one; `None`: durable.
     pub latest_key: Option<Arc<str>>,
     /// The publisher's id.
@@ -57,6 +60,7 @@ impl Record {
         Self {
             offset,
             event_type: event.event_type().clone(),
+            audience: restricted(event.audience().clone()),
             latest_key: match event.class() {
                 Class::Durable => None,
                 Class::Latest { key } => Some(Arc::clone(key)),
@@ -94,7 +98,8 @@ impl Record {
         let json_start = Header::new(Frame::Text, json.len()).as_bytes().len();
         let frame = Frame::Text.encode(json.as_bytes());
         let compressed = OnceLock::new();
-        Self { offset, event_type, latest_key, id, appended_at, frame, json_start, compressed }
+        let audience = restricted(Audience::of_appended(&event_type, json));
+        Self { offset, event_type, audience, latest_key, id, appended_at, frame, json_start, compressed }
     }
 
     /// Whether it is never dropped or merged.
@@ -123,6 +128,14 @@ impl Record {
             deflater.compress(self.json()).map(|payload| Frame::CompressedText.encode(&payload))
         });
         compressed.as_ref().unwrap_or(&self.frame)
+    }
+}
+
+/// An audience that is not everybody who follows the stream.
+fn restricted(audience: Audience) -> Option<Box<Audience>> {
+    match audience {
+        Audience::Project(_) | Audience::Everyone => None,
+        Audience::RightsToProject(_) | Audience::RightsToEverything => Some(Box::new(audience)),
     }
 }
 

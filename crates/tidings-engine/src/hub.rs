@@ -17,6 +17,7 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use crate::{
     driver::Arrival,
     engine::{Deliver, Record},
+    rights::{SessionKey, Verdict},
     shard::ConnectionKey,
     vigil::Notice,
 };
@@ -59,6 +60,8 @@ pub(crate) enum Letter {
     /// A socket that is no file of the system's can be written or read again.
     Stirred(ConnectionKey),
     Close(ConnectionKey, CloseCode),
+    /// What was found out about sessions.
+    Judged(Vec<(SessionKey, Verdict)>),
     /// Give everybody an appointment within the time; the token is kept until the last has left.
     Drain {
         over_ms: u64,

@@ -11,6 +11,7 @@ pub mod event_stream;
 pub mod hub;
 mod node;
 mod random;
+pub mod rights;
 pub mod saved;
 mod session;
 pub mod shard;

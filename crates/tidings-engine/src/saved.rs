@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use tidings_protocol::{StreamId, Timestamp, TypeFilter};
+use tidings_protocol::{StreamId, Timestamp, TypeFilter, UserId};
 
 use crate::{random, shard::ConnectionKey};
 
@@ -92,6 +92,8 @@ pub struct SavedConnection {
     pub token: ResumeToken,
     /// The connection that lives under this name; `None`: it was lost.
     pub owner: Option<ConnectionKey>,
+    /// Whose it was: for everybody else the token is worth nothing.
+    pub user: Option<UserId>,
     /// What it follows, each with its filter.
     pub subscriptions: Vec<(StreamId, Arc<TypeFilter>)>,
 }

@@ -2,8 +2,8 @@
 //! await, no memory.
 
 use tidings_protocol::{
-    ClientMessage, ErrorCode, MessageId, Position, RefusedMessage, ServerMessage, StreamId, Timestamp,
-    TypeFilter,
+    ClientMessage, ErrorCode, MessageId, Position, Projects, RefusedMessage, ServerMessage, StreamId,
+    Timestamp, TypeFilter,
 };
 
 /// What is known of the connection that a message came from.
@@ -16,6 +16,10 @@ pub(crate) struct Sender<'a> {
     pub(crate) subscriptions_max: usize,
     /// Whether it has, or asked for, a subscription to this stream.
     pub(crate) follows: &'a dyn Fn(&StreamId) -> bool,
+    /// What its session may see.
+    pub(crate) projects: &'a Projects,
+    /// Whether it is told that when it asks for something else.
+    pub(crate) explains_rights: bool,
 }
 
 /// What a message leads to.
@@ -95,6 +99,14 @@ fn subscribe(
     id: Option<MessageId>,
     sender: &Sender<'_>,
 ) -> Action {
+    if let Some(project) = stream.project_id()
+        && !sender.projects.include(project)
+    {
+        // The same whether there is such a project or not.
+        let hint = sender.explains_rights.then(|| rights_in_words(sender.projects));
+        let message = format!("no right to project {project}");
+        return refuse(ErrorCode::NotAuthorized, message, hint.as_deref(), id, Some(&stream));
+    }
     // The announcements are followed by every connection and do not count.
     let counts = stream != StreamId::Announcements;
     if counts && sender.subscriptions >= sender.subscriptions_max && !(sender.follows)(&stream) {
@@ -106,6 +118,19 @@ fn subscribe(
         return refuse(ErrorCode::TooManySubscriptions, message, Some(hint), id, Some(&stream));
     }
     Action::Subscribe { stream, types, since, id }
+}
+
+/// For whoever integrates it: which rule it was.
+fn rights_in_words(projects: &Projects) -> String {
+    const SHOWN_MAX: usize = 5;
+    let entries: Vec<_> = projects.entries().collect();
+    if entries.is_empty() {
+        return "this session has no `projects`: add this one, or a pattern, to the list".to_owned();
+    }
+    let shown = entries[..entries.len().min(SHOWN_MAX)].join(", ");
+    let more = entries.len().saturating_sub(SHOWN_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("the session's `projects` are {shown}{more}; in a pattern, `*` stays within one segment")
 }
 
 fn refuse(
@@ -127,7 +152,16 @@ mod tests {
     /// A connection that sent something before and follows `a` and `b`, which is all it may.
     fn decided(text: &str) -> Action {
         let follows = |stream: &StreamId| matches!(stream.as_str(), "a" | "b");
-        decide(text, &Sender { is_first: false, subscriptions: 2, subscriptions_max: 2, follows: &follows })
+        let projects = Projects::listed(&["a", "b", "c", "p", "team/*"]);
+        let sender = Sender {
+            is_first: false,
+            subscriptions: 2,
+            subscriptions_max: 2,
+            follows: &follows,
+            projects: &projects,
+            explains_rights: true,
+        };
+        decide(text, &sender)
     }
 
     #[track_caller]
@@ -165,6 +199,28 @@ mod tests {
         ] {
             check_refused(text, code, words);
         }
+    }
+
+    #[test]
+    fn what_a_session_may_not_see_is_refused_before_anything_else_is_said() {
+        for project in ["x", "A", "a/b", "team", "team/a/b", "\u{430}", "a "] {
+            let text = serde_json::json!({"type": "subscribe", "project_id": project}).to_string();
+            let code =
+                if project.ends_with(' ') { ErrorCode::InvalidMessage } else { ErrorCode::NotAuthorized };
+            check_refused(
+                &text,
+                code,
+                if project.ends_with(' ') { "white space" } else { "no right to project" },
+            );
+        }
+        check_refused(
+            r#"{"type":"subscribe","project_id":"team/web"}"#,
+            ErrorCode::TooManySubscriptions,
+            "2",
+        );
+        assert!(rights_in_words(&Projects::none()).contains("has no `projects`"));
+        let many = Projects::listed(&["a", "b", "c", "d", "e", "f", "g/*"]);
+        assert!(rights_in_words(&many).contains("a, b, c, d, e and 2 more"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod encoding;
 mod followed;
 mod inbound;
 mod pass;
+mod sessions;
 mod subscribing;
 mod tail;
 mod upkeep;
@@ -27,12 +28,14 @@ use bytes::Bytes;
 use slab::Slab;
 use smallvec::SmallVec;
 use tidings_protocol::{
-    CloseCode, Degraded, PROTOCOL_VERSION, Position, ServerMessage, StreamId, Timestamp, TypeFilter,
+    CloseCode, Degraded, PROTOCOL_VERSION, Position, RemovalReason, ServerMessage, StreamId, Timestamp,
+    TypeFilter,
 };
 
 use crate::{
     engine::{EngineError, HistoryPage, Joined, PageLimit, Record},
     hub::ShardStats,
+    rights::SessionKey,
     saved::{ClientId, ResumeToken, SavedConnection},
     vigil::Notice,
     wire::{Deflater, Inflater, Reader, close_frame},
@@ -40,11 +43,13 @@ use crate::{
 
 use client::{Client, Closing, Flags, Subscribing};
 use drain::Drain;
-use followed::{Followed, Member};
+use followed::{Followed, Member, Selection};
 use pass::Pass;
+use sessions::Sessions;
 use wheel::Wheel;
 
 pub use encoding::Encoding;
+pub use sessions::Known;
 
 /// For the peer's half of a close.
 const CLOSE_TIMEOUT_MS: u64 = 2000;
@@ -108,6 +113,8 @@ pub struct ShardOptions {
     pub slow_bytes_max: u64,
     /// Bytes that all tails of the shard may hold for blocked clients; above, the furthest behind let go first.
     pub retained_bytes_max: usize,
+    /// Whether who may not see a project is told what he may.
+    pub explains_rights: bool,
 }
 
 /// A moment on both clocks.
@@ -128,6 +135,8 @@ pub struct Opening<S> {
     pub encoding: Encoding,
     /// What it follows from its beginning; a WebSocket asks by itself.
     pub subscription: Option<(StreamId, TypeFilter, Option<Position>)>,
+    /// Whose it is; `None`: nobody is asked, and everybody may see everything.
+    pub holder: Option<(SessionKey, Known)>,
 }
 
 /// What a shard wants done, in this order.
@@ -214,6 +223,7 @@ pub struct Shard<S> {
     /// The filter that lets everything pass, shared by all who have none.
     everything: Arc<TypeFilter>,
     announcements: usize,
+    sessions: Sessions,
     /// Sources that cannot be heard.
     degraded: Vec<Degraded>,
     cohorts_made: u64,
@@ -228,6 +238,8 @@ pub struct Shard<S> {
     holders: Vec<usize>,
     /// Clients whose sockets may hold more than was read in one turn.
     unread: Vec<usize>,
+    /// Clients to which nothing of a stream is written, because nobody knows whether they may see it.
+    withheld: Vec<usize>,
     /// Clients whose subscriptions have changed.
     unsaved: Vec<usize>,
     wheel: Wheel<ConnectionKey>,
@@ -263,6 +275,7 @@ impl<S: Socket> Shard<S> {
             by_stream: HashMap::new(),
             everything: Arc::default(),
             announcements: 0,
+            sessions: Sessions::new(),
             degraded: Vec::new(),
             cohorts_made: 0,
             tickets: 0,
@@ -272,6 +285,7 @@ impl<S: Socket> Shard<S> {
             passes_begun: 0,
             holders: Vec::new(),
             unread: Vec::new(),
+            withheld: Vec::new(),
             unsaved: Vec::new(),
             wheel: Wheel::new(now.ms),
             drain: None,
@@ -321,15 +335,18 @@ impl<S: Socket> Shard<S> {
         let key = self.next_key();
         self.generation = key.generation;
         let now_ms = self.now.ms;
+        let seat = self.sessions.enter(self.clients.vacant_key(), opening.holder, self.now);
         let client = Client {
             socket: opening.socket,
             key,
+            seat,
             id: ClientId::random(),
             token: ResumeToken::random(),
             encoding: opening.encoding,
             links: SmallVec::new(),
             first_link: 0,
             outgoing: None,
+            frozen: None,
             reading: None,
             closing: None,
             pass: 0,
@@ -356,7 +373,13 @@ impl<S: Socket> Shard<S> {
         }
         if let Some((stream, types, since)) = opening.subscription {
             let types = self.intern(types);
-            self.join(index, Subscribing { stream, types, since, id: None });
+            if self.may_see(index, &stream) {
+                self.join(index, Subscribing { stream, types, since, id: None });
+            } else {
+                // The rights have changed since it was let in.
+                self.removed(index, &stream, RemovalReason::Rights, None);
+                self.close_when_written(index, CloseCode::Forbidden);
+            }
         }
         self.ready.push(index);
         key
@@ -378,8 +401,8 @@ impl<S: Socket> Shard<S> {
             announcements: announcements.clone(),
         };
         self.send(index, &established);
-        let everything = Arc::clone(&self.everything);
-        self.link(index, stream, &everything, announcements.offset);
+        let selection = self.selection(index, &StreamId::Announcements, &Arc::clone(&self.everything));
+        self.link(index, stream, &selection, announcements.offset);
     }
 
     /// Takes records of a stream, ascending; what came before is skipped.
@@ -484,16 +507,21 @@ impl<S: Socket> Shard<S> {
         self.clients.get(key.index()).filter(|client| client.key == key).map(|_| key.index())
     }
 
+    /// Queues a message.
     fn send(&mut self, index: usize, message: &ServerMessage) {
-        self.send_at(index, message, None);
+        let client = &mut self.clients[index];
+        let frame = client.encoding.message(&message.encode(), None, &mut self.deflater);
+        client.push([frame]);
     }
 
-    /// Queues a message; `position`: where it stands in its stream, if it does.
-    fn send_at(&mut self, index: usize, message: &ServerMessage, position: Option<&Position>) {
+    /// Queues a message that stands at a position of a link's stream.
+    fn send_at(&mut self, index: usize, number: usize, message: &ServerMessage, position: &Position) {
         let client = &mut self.clients[index];
-        let position = position.map(|position| (&position.epoch, position.offset));
-        let frame = client.encoding.message(&message.encode(), position, &mut self.deflater);
-        client.push([frame]);
+        let at = Some((&position.epoch, position.offset));
+        let frame = client.encoding.message(&message.encode(), at, &mut self.deflater);
+        // Of the announcements it holds nothing that anybody might not see.
+        let stream = Some(client.links[number].stream).filter(|&stream| stream != self.announcements);
+        client.push_of(stream.map(|stream| (stream, position.offset)), [frame]);
     }
 
     /// One `TypeFilter` for all that say the same would cost a lookup; the usual one, which says nothing, is shared.
@@ -544,6 +572,7 @@ impl<S: Socket> Shard<S> {
         self.save(index);
         self.unlink_all(index);
         let client = self.clients.remove(index);
+        self.leave_session(client.seat);
         if self.clients.is_empty() {
             // What a rush needed is given back when it has left.
             (self.clients, self.wheel) = (Slab::new(), Wheel::new(self.now.ms));
@@ -582,7 +611,7 @@ impl<S: Socket> Shard<S> {
         let client = &self.clients[index];
         let linked = client.links.iter().filter(|link| link.stream != self.announcements).map(|link| {
             let followed = &self.followed[link.stream];
-            (followed.id.clone(), Arc::clone(&followed.cohorts[link.cohort].types))
+            (followed.id.clone(), Arc::clone(&followed.cohorts[link.cohort].selection.types))
         });
         let mut subscriptions: Vec<_> = linked.collect();
         // What is asked for later replaces what is there.
@@ -593,6 +622,13 @@ impl<S: Socket> Shard<S> {
             subscriptions.retain(|(stream, _)| *stream != next.stream);
             subscriptions.push((next.stream.clone(), Arc::clone(&next.types)));
         }
-        SavedConnection { client: client.id, token: client.token, owner: Some(client.key), subscriptions }
+        let user = self.sessions.of(client.seat).rights.user.clone();
+        SavedConnection {
+            client: client.id,
+            token: client.token,
+            owner: Some(client.key),
+            user,
+            subscriptions,
+        }
     }
 }

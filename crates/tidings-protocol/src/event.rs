@@ -44,6 +44,20 @@ pub enum Audience {
     Everyone,
 }
 
+impl Audience {
+    /// Whom an event of a stream is for, as far as its followers differ in that; `json`: as subscribers get it.
+    pub fn of_appended(event_type: &EventType, json: &str) -> Self {
+        let may_differ = event_type.first_word() == "project" || event_type.as_str() == "workspace.changed";
+        if !may_differ {
+            return Self::Everyone;
+        }
+        let now = jiff::Timestamp::UNIX_EPOCH.into();
+        // What was checked once parses again; what does not is for nobody who may not see everything.
+        Event::parse(json.as_bytes(), usize::MAX, now)
+            .map_or(Self::RightsToEverything, |event| event.audience)
+    }
+}
+
 /// What may happen to an event while a client is behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Class {

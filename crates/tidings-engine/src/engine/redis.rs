@@ -119,6 +119,7 @@ struct Scripts {
     snapshot: Script,
     forget: Script,
     connection: Script,
+    spend: Script,
 }
 
 impl fmt::Debug for RedisEngine {
@@ -161,6 +162,7 @@ impl RedisEngine {
                 snapshot: Script::new(include_str!("redis/snapshot.lua")),
                 forget: Script::new(include_str!("redis/forget.lua")),
                 connection: Script::new(include_str!("redis/connection.lua")),
+                spend: Script::new(include_str!("redis/spend.lua")),
             },
             publish,
             deliver,

@@ -112,15 +112,15 @@ impl SavedConnections {
     ) -> Option<SavedConnection> {
         let client = *self.clients.get(token)?;
         // A connection cannot take itself over.
-        let alive = self.by_client.get(&client).is_some_and(|kept| !self.is_over(kept, now));
-        if client == successor.client || !alive {
+        let kept = self.by_client.get(&client).filter(|kept| !self.is_over(kept, now));
+        let is_theirs = kept.is_some_and(|kept| kept.connection.user == successor.user);
+        if client == successor.client || !is_theirs {
             return None;
         }
         let former = self.remove(client)?;
         self.remove(successor.client);
-        let subscriptions = former.subscriptions.clone();
         let SavedConnection { token, owner, .. } = *successor;
-        self.save(SavedConnection { client, token, owner, subscriptions }, None);
+        self.save(SavedConnection { token, owner, ..former.clone() }, None);
         Some(former)
     }
 
@@ -175,10 +175,11 @@ impl Kept {
         let subscriptions = self.connection.subscriptions.iter();
         let subscriptions = subscriptions
             .map(|(stream, types)| (stream.to_string().into(), types.patterns().map(Into::into).collect()));
-        Entry::Connection {
+        Entry::OwnedConnection {
             client: self.connection.client.as_u128(),
             token: self.connection.token.to_bytes(),
             lost_at: self.lost_at.map(Timestamp::as_microsecond),
+            user: self.connection.user.as_ref().map(|user| user.to_string().into()),
             subscriptions: subscriptions.collect(),
         }
     }

@@ -12,13 +12,14 @@ use crate::{
     wire::Reader,
 };
 
-use super::{ConnectionKey, encoding::Encoding, tail::Slices};
+use super::{ConnectionKey, encoding::Encoding, sessions::Seat, tail::Slices};
 
 /// A connection. Small while it is idle: what it needs only now and then is boxed.
 #[derive(Debug)]
 pub(super) struct Client<S> {
     pub(super) socket: S,
     pub(super) key: ConnectionKey,
+    pub(super) seat: Seat,
     pub(super) id: ClientId,
     pub(super) token: ResumeToken,
     pub(super) encoding: Encoding,
@@ -27,6 +28,8 @@ pub(super) struct Client<S> {
     /// Which of its links is written first, so that a full one does not starve the others.
     pub(super) first_link: usize,
     pub(super) outgoing: Option<Box<Outgoing>>,
+    /// What is written when the session is known again.
+    pub(super) frozen: Option<Box<Outgoing>>,
     pub(super) reading: Option<Box<Reading>>,
     pub(super) closing: Option<Closing>,
     /// The last pass that it was listed for.
@@ -67,6 +70,8 @@ pub(super) struct Flags {
     pub(super) unsaved: bool,
     /// Its socket may hold bytes that were not read because it asked for more than it reads.
     pub(super) unread: bool,
+    /// Nothing of a stream is written to it, because nobody knows whether its session still holds.
+    pub(super) withheld: bool,
 }
 
 /// A connection on its way out.
@@ -167,6 +172,8 @@ pub(super) struct Behind {
     pub(super) counted_from: Offset,
     /// The cohort's durable bytes up to where this link is, or to `counted_from`.
     pub(super) durable_bytes: u64,
+    /// It was made to wait: if what it waited for is not kept any more, it starts anew from the state.
+    pub(super) excused: bool,
 }
 
 impl Link {
@@ -184,9 +191,20 @@ impl<S> Client<S> {
         self.outgoing.as_ref().map_or(0, |outgoing| outgoing.bytes)
     }
 
+    /// Whether it is on its way out and gets nothing of its streams any more, but for what was to go before.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.closing.is_some_and(|closing| !matches!(closing, Closing::WhenWritten(_)))
+    }
+
     /// Appends a whole frame, in pieces.
     pub(super) fn push(&mut self, pieces: impl IntoIterator<Item = Bytes>) {
-        self.outgoing.get_or_insert_default().push(pieces);
+        self.outgoing.get_or_insert_default().push(None, pieces);
+    }
+
+    /// Appends a whole frame that tells something of a stream, in pieces; `of`: see [`Piece::of`].
+    pub(super) fn push_of(&mut self, of: Option<(usize, Offset)>, pieces: impl IntoIterator<Item = Bytes>) {
+        let outgoing = if self.flags.withheld { &mut self.frozen } else { &mut self.outgoing };
+        outgoing.get_or_insert_default().push(of, pieces);
     }
 }
 
@@ -203,14 +221,17 @@ pub(super) struct Outgoing {
 struct Piece {
     bytes: Bytes,
     ends_frame: bool,
+    /// What must not be written any more when the right to a stream is lost: the stream, by its place in the shard, and the
+    /// offset there.
+    of: Option<(usize, Offset)>,
 }
 
 impl Outgoing {
-    pub(super) fn push(&mut self, pieces: impl IntoIterator<Item = Bytes>) {
+    pub(super) fn push(&mut self, of: Option<(usize, Offset)>, pieces: impl IntoIterator<Item = Bytes>) {
         let mut last = None;
         for bytes in pieces {
             self.bytes += bytes.len();
-            self.pieces.push_back(Piece { bytes, ends_frame: false });
+            self.pieces.push_back(Piece { bytes, ends_frame: false, of });
             last = Some(self.pieces.len() - 1);
         }
         if let Some(piece) = last.and_then(|last| self.pieces.get_mut(last)) {
@@ -221,7 +242,7 @@ impl Outgoing {
     /// Puts the rest of a frame whose beginning went out of a tail before everything else.
     pub(super) fn push_rest(&mut self, rest: Bytes) {
         self.bytes += rest.len();
-        self.pieces.push_front(Piece { bytes: rest, ends_frame: true });
+        self.pieces.push_front(Piece { bytes: rest, ends_frame: true, of: None });
         self.in_frame = true;
     }
 
@@ -260,9 +281,35 @@ impl Outgoing {
 
     /// Drops what waits, but for the rest of a frame that has begun.
     pub(super) fn keep_begun_frame(&mut self) {
+        self.split_behind_begun_frame();
+    }
+
+    /// Takes off what waits, but for the rest of a frame that has begun.
+    pub(super) fn split_behind_begun_frame(&mut self) -> Self {
         let ends = self.pieces.iter().position(|piece| piece.ends_frame).map_or(0, |last| last + 1);
-        self.pieces.truncate(if self.in_frame { ends } else { 0 });
-        self.bytes = self.pieces.iter().map(|piece| piece.bytes.len()).sum();
+        let pieces = self.pieces.split_off(if self.in_frame { ends } else { 0 });
+        let bytes = bytes_of(&pieces);
+        self.bytes -= bytes;
+        Self { pieces, bytes, in_frame: false }
+    }
+
+    /// Puts what was taken off behind what waits.
+    pub(super) fn append(&mut self, mut other: Self) {
+        self.bytes += other.bytes;
+        self.pieces.append(&mut other.pieces);
+    }
+
+    /// Drops what is of a stream, but for the rest of a frame that has begun; the lowest offset that was among it.
+    pub(super) fn drop_frames_of(&mut self, stream: usize) -> Option<Offset> {
+        let (mut begun, mut lowest) = (self.in_frame, None);
+        self.pieces.retain(|piece| {
+            let offset = piece.of.filter(|(of, _)| *of == stream && !begun).map(|(_, offset)| offset);
+            begun &= !piece.ends_frame;
+            lowest = lowest.into_iter().chain(offset).min();
+            offset.is_none()
+        });
+        self.bytes = bytes_of(&self.pieces);
+        lowest
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -272,6 +319,10 @@ impl Outgoing {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+fn bytes_of(pieces: &VecDeque<Piece>) -> usize {
+    pieces.iter().map(|piece| piece.bytes.len()).sum()
 }
 
 #[cfg(test)]
@@ -289,8 +340,8 @@ mod tests {
     #[test]
     fn frames_go_out_in_order_and_a_begun_one_survives_a_close() {
         let mut outgoing = Outgoing::default();
-        outgoing.push([Bytes::from_static(b"ab"), Bytes::from_static(b"cd")]);
-        outgoing.push([Bytes::from_static(b"ef")]);
+        outgoing.push(None, [Bytes::from_static(b"ab"), Bytes::from_static(b"cd")]);
+        outgoing.push(None, [Bytes::from_static(b"ef")]);
         outgoing.push_rest(Bytes::from_static(b"!"));
         assert_eq!(gathered(&outgoing, 100), b"!abcdef");
         assert_eq!(gathered(&outgoing, 2), b"!a");
@@ -298,7 +349,7 @@ mod tests {
         outgoing.keep_begun_frame();
         assert_eq!(gathered(&outgoing, 100), b"bcd");
         assert_eq!(outgoing.advance(3), 1);
-        outgoing.push([Bytes::from_static(b"gh")]);
+        outgoing.push(None, [Bytes::from_static(b"gh")]);
         outgoing.keep_begun_frame();
         assert!(outgoing.is_empty());
     }

@@ -2,9 +2,7 @@
 
 use std::{collections::HashSet, io};
 
-use tidings_protocol::StreamId;
-
-use tidings_protocol::CloseCode;
+use tidings_protocol::{CloseCode, RemovalReason, StreamId};
 
 use crate::{
     saved::ResumeToken,
@@ -208,8 +206,16 @@ impl<S: Socket> Shard<S> {
             subscriptions: linked + self.newly_asked_for(index),
             subscriptions_max: self.options.subscriptions_max,
             follows: &|stream| self.follows(index, stream),
+            projects: &self.sessions.of(client.seat).rights.projects,
+            explains_rights: self.options.explains_rights,
         };
         match session::decide(text, &sender) {
+            Action::Subscribe { .. } | Action::Resume { .. }
+                if !self.sessions.is_known(client.seat, self.now) =>
+            {
+                // Neither yes nor no can be said.
+                return self.close_when_written(index, CloseCode::TryAgainLater);
+            }
             Action::None => {}
             Action::Reply(reply) => {
                 let message = reply.into_message(self.now.wall);
@@ -217,7 +223,7 @@ impl<S: Socket> Shard<S> {
             }
             Action::Unsubscribe { stream, id } => {
                 self.unsubscribe(index, &stream);
-                self.removed(index, &stream, id);
+                self.removed(index, &stream, RemovalReason::Requested, id);
                 // Written in the next pass: by then it is saved, and whoever resumes elsewhere at once does not get it back.
                 self.ready.push(index);
                 return;

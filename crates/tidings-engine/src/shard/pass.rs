@@ -190,8 +190,15 @@ impl<S: Socket> Shard<S> {
         match self.clients.get(index) {
             None => return Visit::Done,
             Some(client) if client.waits_for_socket => return Visit::Blocked,
-            Some(client) if client.behind > 0 => self.refill(index),
-            Some(_) => {}
+            Some(client) if !self.sessions.is_known(client.seat, self.now) => self.withhold(index),
+            Some(client) => {
+                if client.flags.withheld {
+                    self.release(index);
+                }
+                if self.clients[index].behind > 0 {
+                    self.refill(index);
+                }
+            }
         }
         let mut buffer = std::mem::take(&mut self.write_buffer);
         let write = self.write(index, &mut buffer);
@@ -338,19 +345,24 @@ impl<S: Socket> Shard<S> {
 
     fn anything_waits(&self, index: usize) -> bool {
         let Some(client) = self.clients.get(index) else { return false };
+        // To one that is withheld nothing else is written.
+        let others = !client.flags.withheld;
         client.outgoing.is_some()
-            || client.links.iter().any(|link| match &link.phase {
-                Phase::Live => link.cursor < self.followed[link.stream].cohorts[link.cohort].tail.end(),
-                Phase::Behind(behind) => !behind.page.is_empty() || behind.reaches_tail,
-                Phase::Joining(_) => false,
-            })
+            || others
+                && client.links.iter().any(|link| match &link.phase {
+                    Phase::Live => link.cursor < self.followed[link.stream].cohorts[link.cohort].tail.end(),
+                    Phase::Behind(behind) => !behind.page.is_empty() || behind.reaches_tail,
+                    Phase::Joining(_) => false,
+                })
     }
 
     /// Everything that waited for the client is written: a close that waited for that goes on, and so does reading.
     fn written_all(&mut self, index: usize) {
         let Some(client) = self.clients.get(index) else { return };
         match client.closing {
-            Some(Closing::WhenWritten(code)) if client.behind == 0 => self.say_close(index, code),
+            Some(Closing::WhenWritten(code)) if client.behind == 0 || client.flags.withheld => {
+                self.say_close(index, code);
+            }
             Some(Closing::Said { code, .. }) if !client.encoding.is_websocket() => {
                 self.remove(index, Some(code.number()));
             }

@@ -15,8 +15,8 @@ use crate::{
 };
 
 use super::{
-    Answer, Asker, ConnectionKey, Effect, Followed, Member, Question, Shard, Socket,
-    client::{Behind, Joining, Link, Phase, Subscribing},
+    Answer, Asker, ConnectionKey, Effect, Followed, Member, Question, Selection, Shard, Socket,
+    client::{Behind, Client, Joining, Link, Phase, Subscribing},
     pass::VISIT_BYTES,
 };
 
@@ -50,17 +50,11 @@ impl<S: Socket> Shard<S> {
     }
 
     /// Links a connection to a stream's tail: nothing of what comes from now on is missed.
-    pub(super) fn link(
-        &mut self,
-        index: usize,
-        stream: usize,
-        types: &Arc<TypeFilter>,
-        told: Offset,
-    ) -> usize {
+    pub(super) fn link(&mut self, index: usize, stream: usize, selection: &Selection, told: Offset) -> usize {
         let client = &mut self.clients[index];
         let followed = &mut self.followed[stream];
         self.cohorts_made += 1;
-        let cohort = followed.cohort(client.encoding, types, self.cohorts_made);
+        let cohort = followed.cohort(client.encoding, selection, self.cohorts_made);
         let members = &mut followed.cohorts[cohort].members;
         members.push(Member { client: index, link: client.links.len() });
         let member = members.len() - 1;
@@ -72,13 +66,23 @@ impl<S: Socket> Shard<S> {
         client.links.len() - 1
     }
 
+    /// What the connection gets of a stream if it wants these types.
+    pub(super) fn selection(&self, index: usize, stream: &StreamId, types: &Arc<TypeFilter>) -> Selection {
+        // Whoever may follow a project may see all of it; only the announcements speak of several.
+        let projects = match stream {
+            StreamId::Announcements => self.sessions.of(self.clients[index].seat).announced.clone(),
+            StreamId::Project(_) => None,
+        };
+        Selection { types: Arc::clone(types), projects }
+    }
+
     pub(super) fn link_to(&self, index: usize, stream: &StreamId) -> Option<usize> {
         let number = *self.by_stream.get(stream)?;
         self.clients.get(index)?.links.iter().position(|link| link.stream == number)
     }
 
     /// Takes a link away, wherever it is.
-    fn unlink(&mut self, index: usize, number: usize) {
+    pub(super) fn unlink(&mut self, index: usize, number: usize) {
         let client = &mut self.clients[index];
         let link = client.links.swap_remove(number);
         match link.phase {
@@ -100,6 +104,7 @@ impl<S: Socket> Shard<S> {
             cohort.members = Vec::new();
             self.tail_bytes -= cohort.tail.trim(u64::MAX);
             cohort.tail.shrink();
+            followed.is_left(link.cohort);
         }
         if followed.id != StreamId::Announcements {
             self.stats.unsubscribed();
@@ -119,6 +124,10 @@ impl<S: Socket> Shard<S> {
     }
 
     pub(super) fn unsubscribe(&mut self, index: usize, stream: &StreamId) {
+        if let Some(number) = self.link_to(index, stream).filter(|_| self.clients[index].flags.withheld) {
+            // What is frozen must not come behind the end of its subscription.
+            self.drop_unwritten(index, number);
+        }
         if let Some(reading) = &mut self.clients[index].reading {
             reading.waiting.retain(|waiting| waiting.stream != *stream);
         }
@@ -139,9 +148,10 @@ impl<S: Socket> Shard<S> {
     pub(super) fn join(&mut self, index: usize, subscribing: Subscribing) {
         let Subscribing { stream, types, since, id } = subscribing;
         let number = self.follow(&stream);
+        let selection = self.selection(index, &stream, &types);
         let former = self.link_to(index, &stream);
         // The new link comes first, so that the stream stays followed; then it takes the former one's place.
-        let mut link = self.link(index, number, &types, 0);
+        let mut link = self.link(index, number, &selection, 0);
         if let Some(former) = former {
             self.unlink(index, former);
             link = former;
@@ -166,7 +176,7 @@ impl<S: Socket> Shard<S> {
         link.cursor = cohort.tail.end();
         link.phase = Phase::Joining(Box::new(Joining { ticket: self.tickets, since: since.clone(), id }));
         let asker = Asker { key: client.key, stream: followed.id.clone(), ticket: self.tickets };
-        let types = Arc::clone(&cohort.types);
+        let types = Arc::clone(&cohort.selection.types);
         self.effects.push(Effect::Ask(Question::Join { asker, since, types }));
         self.hold(index);
     }
@@ -180,7 +190,8 @@ impl<S: Socket> Shard<S> {
     }
 
     pub(super) fn start_waiting(&mut self, index: usize) {
-        while let Some(client) = self.clients.get(index).filter(|client| client.closing.is_none()) {
+        let is_served = |client: &&Client<S>| client.closing.is_none() && !client.flags.withheld;
+        while let Some(client) = self.clients.get(index).filter(is_served) {
             let room = client.outgoing_bytes() < ANSWER_ROOM_BYTES && client.joining < JOINING_MAX;
             let next = client.reading.as_ref().filter(|_| room).and_then(|reading| reading.waiting.front());
             // One that replaces another waits for the other's answer, so that each is confirmed.
@@ -189,7 +200,14 @@ impl<S: Socket> Shard<S> {
             if let Some(reading) = &mut self.clients[index].reading {
                 reading.waiting.pop_front();
             }
-            self.join(index, next);
+            if self.may_see(index, &next.stream) {
+                self.join(index, next);
+            } else {
+                // The former connection, or this one when it asked, was allowed to.
+                self.removed(index, &next.stream, RemovalReason::Rights, next.id);
+                self.mark_unsaved(index);
+                self.ready.push(index);
+            }
         }
     }
 
@@ -239,10 +257,11 @@ impl<S: Socket> Shard<S> {
             folded: 0,
             page: missed.into(),
             page_to: position.offset,
-            reaches_tail: true,
+            reaches_tail: !client.flags.withheld,
             ticket: None,
             counted_from: position.offset,
             durable_bytes: start.map_or(cohort.durable_bytes, |frame| frame.durable_before),
+            excused: client.flags.withheld,
         }));
         let confirmed = ServerMessage::SubscriptionConfirmed {
             timestamp: self.now.wall,
@@ -253,7 +272,7 @@ impl<S: Socket> Shard<S> {
             recovered,
             state,
         };
-        self.send_at(index, &confirmed, Some(&Position { offset, ..position }));
+        self.send_at(index, number, &confirmed, &Position { offset, ..position });
         self.ready.push(index);
         self.pump(index);
     }
@@ -305,20 +324,27 @@ impl<S: Socket> Shard<S> {
             _ => None,
         };
         let Some((index, number)) = self.link_of(asker, ticket) else { return };
+        let client = &mut self.clients[index];
+        let (withheld, link) = (client.flags.withheld, &mut client.links[number]);
+        let Phase::Behind(behind) = &mut link.phase else { return };
         let page = match page {
             Ok(page) if page.complete => page,
             // Something durable left the history before this client took it.
+            Ok(_) if behind.excused => {
+                let epoch = self.followed[link.stream].epoch.clone();
+                let since = epoch.map(|epoch| Position { epoch, offset: behind.at });
+                client.behind -= 1;
+                return self.ask_join(index, number, since, None);
+            }
             Ok(_) => return self.say_close(index, CloseCode::TooSlow),
             Err(_) => return self.say_close(index, CloseCode::TryAgainLater),
         };
-        let link = &mut self.clients[index].links[number];
-        let Phase::Behind(behind) = &mut link.phase else { return };
         behind.ticket = None;
         behind.page_to = match page.records.last() {
             Some(last) if page.more => last.offset,
             _ => page.position.offset,
         };
-        behind.reaches_tail = !page.more;
+        behind.reaches_tail = !page.more && !withheld;
         behind.page = page.records.into();
         self.ready.push(index);
     }
@@ -340,9 +366,10 @@ impl<S: Socket> Shard<S> {
         let outgoing = client.outgoing.get_or_insert_default();
         while outgoing.bytes() < VISIT_BYTES {
             let Some(record) = behind.page.pop_front() else { break };
-            if behind.pass_over(&record, &cohort.types) {
+            if behind.pass_over(&record, &cohort.selection) {
                 let folded = std::mem::take(&mut behind.folded);
-                outgoing.push(client.encoding.folded(&record, epoch, folded, &mut self.deflater));
+                let pieces = client.encoding.folded(&record, epoch, folded, &mut self.deflater);
+                outgoing.push(Some((link.stream, record.offset)), pieces);
             }
         }
         if outgoing.is_empty() {
@@ -387,13 +414,14 @@ impl<S: Socket> Shard<S> {
             waiting_bytes > bytes_max || too_old(oldest_ms, age_ms)
         });
         let Some(client) = self.clients.get(index) else { return };
-        let too_slow = client.links.iter().any(|link| match &link.phase {
-            Phase::Behind(behind) => {
-                let cohort = &self.followed[link.stream].cohorts[link.cohort];
-                cohort.durable_bytes.saturating_sub(behind.durable_bytes) > self.options.slow_bytes_max
-            }
-            _ => false,
-        });
+        let too_slow = !client.flags.withheld
+            && client.links.iter().any(|link| match &link.phase {
+                Phase::Behind(behind) => {
+                    let cohort = &self.followed[link.stream].cohorts[link.cohort];
+                    cohort.durable_bytes.saturating_sub(behind.durable_bytes) > self.options.slow_bytes_max
+                }
+                _ => false,
+            });
         if too_slow {
             self.say_close(index, CloseCode::TooSlow);
         }
@@ -421,6 +449,7 @@ impl<S: Socket> Shard<S> {
                         ticket: None,
                         counted_from: at,
                         durable_bytes: next.durable_before,
+                        excused: false,
                     }));
                     client.behind += 1;
                     self.stats.fell_behind();
@@ -428,6 +457,43 @@ impl<S: Socket> Shard<S> {
                 Phase::Behind(behind) if behind.ticket.is_none() => behind.reaches_tail = false,
                 Phase::Behind(_) | Phase::Joining(_) => {}
             }
+        }
+    }
+
+    /// Lets a link take what comes next from the history, whatever that holds of it by then; `back_to`: from there, if that is
+    /// before where it is.
+    pub(super) fn turn_to_history(&mut self, index: usize, number: usize, back_to: Option<Offset>) {
+        let client = &mut self.clients[index];
+        let link = &mut client.links[number];
+        let followed = &self.followed[link.stream];
+        let cohort = &followed.cohorts[link.cohort];
+        match &mut link.phase {
+            Phase::Live => {
+                let at = cohort.offset_at(link.cursor, followed.head);
+                let at = back_to.map_or(at, |back_to| at.min(back_to));
+                let next = cohort.tail.next_frame(link.cursor);
+                link.phase = Phase::Behind(Box::new(Behind {
+                    at,
+                    folded: 0,
+                    page: VecDeque::new(),
+                    page_to: at,
+                    reaches_tail: false,
+                    ticket: None,
+                    counted_from: followed.head,
+                    durable_bytes: next.map_or(cohort.durable_bytes, |next| next.durable_before),
+                    excused: true,
+                }));
+                client.behind += 1;
+            }
+            Phase::Behind(behind) => {
+                (behind.reaches_tail, behind.excused) = (false, true);
+                if let Some(back_to) = back_to.filter(|back_to| *back_to < behind.at) {
+                    // An answer to a question that is open begins too far ahead.
+                    (behind.at, behind.page_to, behind.folded, behind.ticket) = (back_to, back_to, 0, None);
+                    behind.page.clear();
+                }
+            }
+            Phase::Joining(_) => {}
         }
     }
 
@@ -495,14 +561,12 @@ impl<S: Socket> Shard<S> {
         &mut self,
         index: usize,
         stream: &StreamId,
+        reason: RemovalReason,
         id: Option<tidings_protocol::MessageId>,
     ) {
-        let removed = ServerMessage::SubscriptionRemoved {
-            timestamp: self.now.wall,
-            id,
-            project_id: stream.to_string(),
-            reason: RemovalReason::Requested,
-        };
+        let timestamp = self.now.wall;
+        let project_id = stream.to_string();
+        let removed = ServerMessage::SubscriptionRemoved { timestamp, id, project_id, reason };
         self.send(index, &removed);
     }
 }
@@ -519,10 +583,10 @@ fn announcements_since(
 
 impl Behind {
     /// Goes past a record; whether it is for this client.
-    fn pass_over(&mut self, record: &Record, types: &TypeFilter) -> bool {
+    fn pass_over(&mut self, record: &Record, selection: &Selection) -> bool {
         self.folded += record.offset - self.at - 1;
         self.at = record.offset;
-        let is_for = types.matches(&record.event_type);
+        let is_for = selection.takes(record);
         if is_for && record.is_durable() && record.offset > self.counted_from {
             self.durable_bytes += record.json().len() as u64;
         }

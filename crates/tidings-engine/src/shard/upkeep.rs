@@ -34,6 +34,8 @@ impl<S: Socket> Shard<S> {
             }
         }
         self.keep_appointments();
+        self.end_sessions();
+        self.look_at_withheld();
         for index in self.holders.clone() {
             self.look_at_holder(index);
         }
@@ -149,6 +151,10 @@ impl<S: Socket> Shard<S> {
     /// Up to where each stream that moved since the last heartbeat was sent on this connection or was not for it.
     fn moved_positions(&mut self, index: usize) -> BTreeMap<String, u64> {
         let mut moved = BTreeMap::new();
+        if self.clients[index].flags.withheld {
+            // What is frozen was passed over and has not been sent.
+            return moved;
+        }
         for link in &mut self.clients[index].links {
             let followed = &self.followed[link.stream];
             let at = match &link.phase {

@@ -17,7 +17,7 @@ fn effects_of_closing(code: u16) -> Vec<Effect> {
     let mut shard = Shard::new(0, options(), announcements, now, Arc::new(ShardStats::default()));
     let wire = Rc::new(RefCell::new(Wire::open()));
     let socket = ServerEnd(VirtualSocket(Rc::clone(&wire)));
-    let key = shard.open(Opening { socket, encoding: Encoding::Plain, subscription: None });
+    let key = shard.open(Opening { socket, encoding: Encoding::Plain, subscription: None, holder: None });
     let mut client = Client::new(key, wire);
     while shard.run() {}
     assert!(client.next_frame().is_some(), "the greeting");
@@ -52,7 +52,7 @@ fn who_was_greeted_in_the_same_breath_in_which_all_are_closed_can_be_resumed() {
     let mut shard = Shard::new(0, options(), announcements, now, Arc::new(ShardStats::default()));
     let wire = Rc::new(RefCell::new(Wire::open()));
     let socket = ServerEnd(VirtualSocket(Rc::clone(&wire)));
-    shard.open(Opening { socket, encoding: Encoding::Plain, subscription: None });
+    shard.open(Opening { socket, encoding: Encoding::Plain, subscription: None, holder: None });
     shard.close_all(CloseCode::ServiceRestart);
     let effects = shard.take_effects();
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Save(_))), "{effects:?}");

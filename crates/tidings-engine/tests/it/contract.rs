@@ -8,7 +8,7 @@ use tidings_engine::{
     engine::{CatchUp, Deliver, Engine, NumberedEvent, PageLimit, Record},
     saved::{ClientId, ResumeToken, SavedConnection},
 };
-use tidings_protocol::{Epoch, Position, StateSnapshot, StreamId, TypeFilter};
+use tidings_protocol::{Epoch, Position, StateSnapshot, StreamId, TypeFilter, UserId};
 
 use crate::{event, stream};
 
@@ -35,6 +35,7 @@ macro_rules! contract_tests {
             a_large_state_is_cut_and_says_so,
             numbered_events_are_appended_once_in_the_order_of_their_numbers,
             a_connection_is_taken_over_once_with_all_that_it_followed,
+            a_token_is_worth_nothing_in_other_hands_and_stays_good_in_the_right_ones,
             asking_for_history_makes_no_stream,
         }
     };
@@ -326,6 +327,7 @@ pub(crate) async fn a_connection_is_taken_over_once_with_all_that_it_followed(
         client: ClientId::random(),
         token: ResumeToken::random(),
         owner: Some(owner.parse().unwrap()),
+        user: None,
         subscriptions,
     };
     let mut former = connection(Vec::new(), "0.1.1");
@@ -363,6 +365,35 @@ pub(crate) async fn a_connection_is_taken_over_once_with_all_that_it_followed(
     assert!(
         engine.take_over(&ResumeToken::random(), connection(Vec::new(), "0.6.6")).await.unwrap().is_none()
     );
+}
+
+pub(crate) async fn a_token_is_worth_nothing_in_other_hands_and_stays_good_in_the_right_ones(
+    engine: &dyn Engine,
+    _: &Deliveries,
+) {
+    let connection = |user: Option<&str>, owner: &str| SavedConnection {
+        client: ClientId::random(),
+        token: ResumeToken::random(),
+        owner: Some(owner.parse().unwrap()),
+        user: user.map(|user| UserId::try_from(user).unwrap()),
+        subscriptions: vec![(stream("p"), Arc::default())],
+    };
+    for user in [Some("u1"), None] {
+        let former = connection(user, "0.1.1");
+        engine.save(former.clone()).await.unwrap();
+        for other in [Some("u"), Some("u11"), Some("U1"), if user.is_some() { None } else { Some("u1") }] {
+            let stranger = connection(other, "0.2.2");
+            engine.save(stranger.clone()).await.unwrap();
+            let taken = engine.take_over(&former.token, stranger).await.unwrap();
+            assert!(taken.is_none(), "{other:?} took over what is {user:?}'s");
+        }
+        let successor = connection(user, "0.3.3");
+        engine.save(successor.clone()).await.unwrap();
+        let taken = engine.take_over(&former.token, successor.clone()).await.unwrap();
+        assert_eq!(taken.unwrap().client, former.client);
+        let taken = engine.take_over(&successor.token, connection(Some("other"), "0.4.4")).await.unwrap();
+        assert!(taken.is_none(), "what was taken over stays {user:?}'s");
+    }
 }
 
 pub(crate) async fn asking_for_history_makes_no_stream(engine: &dyn Engine, _: &Deliveries) {

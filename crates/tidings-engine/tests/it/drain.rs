@@ -27,7 +27,7 @@ impl Virtual {
         for _ in 0..clients {
             let wire = Rc::new(RefCell::new(Wire::open()));
             let socket = ServerEnd(VirtualSocket(Rc::clone(&wire)));
-            let opening = Opening { socket, encoding: Encoding::Plain, subscription: None };
+            let opening = Opening { socket, encoding: Encoding::Plain, subscription: None, holder: None };
             let key = shard.shard.open(opening);
             shard.clients.push(Client::new(key, wire));
         }

@@ -83,7 +83,7 @@ fn shard() -> Shard<ServerEnd> {
 fn connect(shard: &mut Shard<ServerEnd>) -> Client {
     let wire = Rc::new(RefCell::new(Wire::open()));
     let socket = ServerEnd(VirtualSocket(Rc::clone(&wire)));
-    let key = shard.open(Opening { socket, encoding: Encoding::Plain, subscription: None });
+    let key = shard.open(Opening { socket, encoding: Encoding::Plain, subscription: None, holder: None });
     Client::new(key, wire)
 }
 

@@ -15,7 +15,7 @@ use tidings_engine::{
     },
     saved::{ClientId, ResumeToken, SavedConnection},
 };
-use tidings_protocol::{Position, StreamId, TypeFilter};
+use tidings_protocol::{Position, StreamId, TypeFilter, UserId};
 
 use crate::{
     contract::{Deliveries, at_most},
@@ -113,6 +113,7 @@ async fn a_checkpoint_stands_for_the_logs_before_it() {
         client: ClientId::random(),
         token,
         owner: None,
+        user: Some(UserId::try_from("u1").unwrap()),
         subscriptions: vec![(stream("p"), Arc::new(TypeFilter::parse(&["task.*"]).unwrap()))],
     };
     engine.save(saved.clone()).await.unwrap();
@@ -148,6 +149,8 @@ async fn a_checkpoint_stands_for_the_logs_before_it() {
     );
     let successor =
         SavedConnection { client: ClientId::random(), token: ResumeToken::random(), ..saved.clone() };
+    let stranger = SavedConnection { user: None, client: ClientId::random(), ..successor.clone() };
+    assert!(again.take_over(&token, stranger).await.unwrap().is_none(), "its user is kept");
     let former = again.take_over(&token, successor).await.unwrap().expect("saved connections are in it");
     assert_eq!((former.client, &former.subscriptions), (saved.client, &saved.subscriptions));
     again.close().await;
@@ -164,6 +167,7 @@ async fn a_connection_that_was_taken_over_is_found_by_its_new_token() {
             client: ClientId::random(),
             token: ResumeToken::random(),
             owner: None,
+            user: None,
             subscriptions: vec![(stream("p"), Arc::default())],
         };
         let (former, successor, third) = (connection(), connection(), connection());

@@ -1,6 +1,6 @@
 //! A shard under a seed: virtual sockets that take any number of bytes, virtual time, an engine whose answers come late and
 //! in any order, clients that stall, leave and come back. Each client checks what it sees against everything that was ever
-//! appended.
+//! appended, and against what its session may see at that moment.
 //!
 //! A failure prints its seed; `TIDINGS_SIMULATION_SEED=7 cargo test -p tidings-engine simulation` runs that one alone.
 
@@ -25,14 +25,18 @@ use tidings_engine::{
         embedded::{EmbeddedEngine, EmbeddedOptions},
     },
     hub::ShardStats,
+    rights::{Rights, SessionKey},
     shard::{
-        Answer, ConnectionKey, Effect, Encoding, Moment, Opening, Question, Shard, ShardOptions, Socket,
+        Answer, ConnectionKey, Effect, Encoding, Known, Moment, Opening, Question, Shard, ShardOptions,
+        Socket,
     },
 };
-use tidings_protocol::{Position, StreamId};
+use tidings_protocol::{Position, Projects, StreamId, UserId};
 
 const PROJECTS: [&str; 3] = ["p", "q", "r"];
 const CLIENTS: usize = 6;
+/// Of each, two clients are connected.
+const SESSIONS: usize = 3;
 const STEPS: usize = 600;
 
 /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
@@ -154,6 +158,17 @@ struct Truth {
     key: Option<String>,
 }
 
+/// A session as the world knows it, and as the shard was told.
+#[derive(Clone, Debug)]
+struct Session {
+    key: SessionKey,
+    /// Each with how many announcements there were when it was given.
+    projects: BTreeMap<&'static str, usize>,
+    known_until_ms: u64,
+    ends_at_ms: Option<i64>,
+    is_over: bool,
+}
+
 /// What a client believes of a project that it follows.
 #[derive(Clone, Debug)]
 struct Followed {
@@ -170,6 +185,11 @@ pub(crate) struct Client {
     token: String,
     followed: BTreeMap<&'static str, Followed>,
     announcements: Option<Position>,
+    session: SessionKey,
+    /// Bytes that had gone out when its session was lost sight of. Of streams only a frame that had begun may follow.
+    unknown_from: Option<usize>,
+    /// The same when it lost a project.
+    lost_from: HashMap<&'static str, usize>,
     /// Its socket was full at some time since it came.
     was_full: bool,
     closed: Option<u16>,
@@ -188,6 +208,10 @@ struct World {
     follows: HashSet<StreamId>,
     answers: Vec<Answer>,
     truth: HashMap<String, Vec<Truth>>,
+    /// The project that each announcement speaks of.
+    announced: Vec<Option<&'static str>>,
+    sessions: Vec<Session>,
+    sessions_begun: u64,
     clients: Vec<Option<Client>>,
     /// Positions and tokens of those that were cut off, by their place.
     left: Vec<Option<(String, BTreeMap<&'static str, Followed>)>>,
@@ -206,6 +230,13 @@ struct Seen {
     not_recovered: usize,
     resumed: usize,
     expired: usize,
+    announcements: usize,
+    not_authorized: usize,
+    taken_away: usize,
+    sessions_ended: usize,
+    no_verdict: usize,
+    withheld: usize,
+    confirmed_again: usize,
 }
 
 struct SaysSeed(u64);
@@ -228,6 +259,7 @@ pub(crate) fn options() -> ShardOptions {
         behind_age_ms: 500,
         behind_bytes: 4000,
         slow_bytes_max: 30_000,
+        explains_rights: true,
         retained_bytes_max: 20_000,
     }
 }
@@ -241,7 +273,7 @@ impl World {
         let clock =
             Arc::new(move || jiff::Timestamp::from_millisecond(told.load(Ordering::Relaxed)).unwrap().into());
         let kept = EmbeddedOptions {
-            history: HistoryLimits { events: 40, age: Duration::from_mins(10), bytes: 1 << 20 },
+            history: HistoryLimits { events: 15, age: Duration::from_mins(10), bytes: 1 << 20 },
             connection_timeout: Duration::from_mins(1),
             journal: None,
         };
@@ -250,7 +282,7 @@ impl World {
         let now = Moment { ms: 0, wall: jiff::Timestamp::UNIX_EPOCH.into() };
         let stats = Arc::new(ShardStats::default());
         let shard = Shard::new(0, options(), announcements, now, stats);
-        Self {
+        let mut world = Self {
             seed,
             random: Random(seed),
             shard,
@@ -261,11 +293,85 @@ impl World {
             follows: HashSet::from([StreamId::Announcements]),
             answers: Vec::new(),
             truth: HashMap::new(),
+            announced: Vec::new(),
+            sessions: Vec::new(),
+            sessions_begun: 0,
             clients: (0..CLIENTS).map(|_| None).collect(),
             left: vec![None; CLIENTS],
             events: 0,
             seen: Seen::default(),
+        };
+        for _ in 0..SESSIONS {
+            let session = world.new_session();
+            world.sessions.push(session);
         }
+        world
+    }
+
+    /// One that may see most of what there is.
+    fn new_session(&mut self) -> Session {
+        self.sessions_begun += 1;
+        let announced = self.announced.len();
+        let projects =
+            PROJECTS.into_iter().filter(|_| self.random.chance(80)).map(|project| (project, announced));
+        Session {
+            projects: projects.collect(),
+            key: SessionKey(self.sessions_begun),
+            known_until_ms: self.now_ms + 5000,
+            ends_at_ms: None,
+            is_over: false,
+        }
+    }
+
+    fn known(session: &Session, user: usize) -> Known {
+        let projects: Vec<_> = session.projects.keys().collect();
+        let user = Some(UserId::try_from(format!("u{user}").as_str()).unwrap());
+        Known {
+            rights: Arc::new(Rights { user, projects: Projects::listed(&projects) }),
+            until_ms: Some(session.known_until_ms),
+            ends_at: session.ends_at_ms.map(|ms| jiff::Timestamp::from_millisecond(ms).unwrap().into()),
+        }
+    }
+
+    /// Somebody asks about a session: it holds, perhaps with other rights, or it is over.
+    fn check_session(&mut self, number: usize) {
+        let (over, change) = (self.random.chance(4), self.random.chance(25));
+        let ends = self.random.chance(5);
+        let project = *self.random.pick(&PROJECTS);
+        let (announced, now_ms) = (self.announced.len(), self.now_ms);
+        let wall_ms = self.wall.load(Ordering::Relaxed);
+        let session = &mut self.sessions[number];
+        if session.is_over {
+            return;
+        }
+        self.shard.set_now(Self::moment(now_ms, wall_ms));
+        if over {
+            session.is_over = true;
+            let key = session.key;
+            return self.shard.judge(key, None);
+        }
+        session.known_until_ms = now_ms + 5000;
+        if ends {
+            session.ends_at_ms = Some(wall_ms + 4000);
+        }
+        let mut lost = None;
+        if change && session.projects.remove(project).is_some() {
+            lost = Some(project);
+        } else if change {
+            session.projects.insert(project, announced);
+        }
+        let (key, known) = (session.key, Self::known(session, number));
+        for client in self.clients.iter_mut().flatten().filter(|client| client.session == key) {
+            client.unknown_from = None;
+            if let Some(project) = lost {
+                client.lost_from.insert(project, client.wire.borrow().to_client.len());
+            }
+        }
+        self.shard.judge(key, Some(known));
+    }
+
+    fn moment(now_ms: u64, wall_ms: i64) -> Moment {
+        Moment { ms: now_ms, wall: jiff::Timestamp::from_millisecond(wall_ms).unwrap().into() }
     }
 
     fn step(&mut self) {
@@ -283,6 +389,7 @@ impl World {
                 self.pass_time(ms);
             }
             92..93 => self.drain(),
+            93..98 => self.check_session(number % SESSIONS),
             _ => {}
         }
         let quanta = self.random.below(4);
@@ -292,11 +399,7 @@ impl World {
     /// One look of the driver at everything, with some quanta of work.
     fn turn(&mut self, quanta: usize) {
         for _ in 0..quanta {
-            let moment = Moment {
-                ms: self.now_ms,
-                wall: jiff::Timestamp::from_millisecond(self.wall.load(Ordering::Relaxed)).unwrap().into(),
-            };
-            self.shard.set_now(moment);
+            self.shard.set_now(Self::moment(self.now_ms, self.wall.load(Ordering::Relaxed)));
             self.deliver_some();
             for number in 0..CLIENTS {
                 self.stir(number);
@@ -394,9 +497,32 @@ impl World {
     fn pass_time(&mut self, ms: u64) {
         self.now_ms += ms;
         self.wall.fetch_add(i64::try_from(ms).unwrap(), Ordering::Relaxed);
+        let wall_ms = self.wall.load(Ordering::Relaxed);
+        for session in &mut self.sessions {
+            session.is_over |= session.ends_at_ms.is_some_and(|ends_at| ends_at <= wall_ms);
+            if session.known_until_ms < self.now_ms || session.is_over {
+                for client in self.clients.iter_mut().flatten().filter(|client| client.session == session.key)
+                {
+                    client.unknown_from.get_or_insert(client.wire.borrow().to_client.len());
+                }
+            }
+        }
+    }
+
+    fn announce(&mut self) {
+        let project = self.random.chance(80).then(|| *self.random.pick(&PROJECTS));
+        self.announced.push(project);
+        let event = match project {
+            Some(project) => json!({"type": "project.updated", "project_id": project}),
+            None => json!({"type": "news.published"}),
+        };
+        self.engine.append(vec![crate::event(&event)]).now_or_never().unwrap().unwrap();
     }
 
     fn publish(&mut self) {
+        if self.random.chance(15) {
+            return self.announce();
+        }
         let count = *self.random.pick(&[1, 1, 2, 5, 30]);
         let mut events = Vec::new();
         for _ in 0..count {
@@ -430,8 +556,32 @@ impl World {
             ..Wire::default()
         }));
         let socket = ServerEnd(VirtualSocket(Rc::clone(&wire)));
-        let key = self.shard.open(Opening { socket, encoding: Encoding::Plain, subscription: None });
-        let mut client = Client { was_full: full, ..Client::new(key, wire) };
+        let session = number % SESSIONS;
+        if !self.sessions[session].is_over
+            && self.sessions[session].known_until_ms < self.now_ms
+            && self.random.chance(80)
+        {
+            // Nobody can say who it is.
+            return;
+        }
+        if self.sessions[session].is_over || self.sessions[session].known_until_ms < self.now_ms {
+            // Whoever logs in, or is asked about with success.
+            let again = self.sessions[session].clone();
+            let fresh = self.new_session();
+            self.sessions[session] =
+                if again.is_over { fresh } else { Session { known_until_ms: fresh.known_until_ms, ..again } };
+            let (key, known) = (self.sessions[session].key, Self::known(&self.sessions[session], session));
+            self.shard.set_now(Self::moment(self.now_ms, self.wall.load(Ordering::Relaxed)));
+            self.shard.judge(key, Some(known));
+            for client in self.clients.iter_mut().flatten().filter(|client| client.session == key) {
+                client.unknown_from = None;
+            }
+        }
+        let key = self.sessions[session].key;
+        let holder = Some((key, Self::known(&self.sessions[session], session)));
+        let opened =
+            self.shard.open(Opening { socket, encoding: Encoding::Plain, subscription: None, holder });
+        let mut client = Client { was_full: full, session: key, ..Client::new(opened, wire) };
         if let Some((token, followed)) = self.left[number].take() {
             let positions: serde_json::Map<_, _> = followed
                 .iter()
@@ -455,7 +605,11 @@ impl World {
         let project = *self.random.pick(&PROJECTS);
         let filter = *self.random.pick(&[None, None, Some("task.*"), Some("a.b"), Some("task.completed")]);
         let with_since = self.random.chance(50);
+        let patient = self.random.chance(90);
         let Some(client) = self.clients[number].as_mut().filter(|client| !client.resuming) else { return };
+        if patient && client.unknown_from.is_some() {
+            return;
+        }
         let known = client.followed.get(project);
         if known.is_none() && client.followed.len() == options().subscriptions_max {
             return;
@@ -517,11 +671,13 @@ impl World {
     fn read(&mut self, number: usize) {
         loop {
             let Some(client) = &mut self.clients[number] else { return };
+            let start = client.read;
             let frame = client.next_frame();
             match frame {
                 None => break,
                 Some((0x81, payload)) => {
                     let message: Value = serde_json::from_slice(&payload).unwrap();
+                    self.check_rights(number, start, &message);
                     self.check(number, &message);
                 }
                 Some((0x89, _)) => client.wire.borrow_mut().to_server.extend([0x8A, 0x80, 0, 0, 0, 0]),
@@ -536,6 +692,13 @@ impl World {
         if ended {
             self.seen.too_slow += usize::from(client.closed == Some(4508));
             self.seen.sent_away += usize::from(client.closed == Some(1012));
+            self.seen.sessions_ended += usize::from(client.closed == Some(4401));
+            self.seen.no_verdict += usize::from(client.closed == Some(1013));
+            let session = self.sessions.iter().find(|session| session.key == client.session);
+            assert!(
+                client.closed != Some(4401) || session.is_none_or(|session| session.is_over),
+                "a session that holds was ended"
+            );
             assert!(
                 client.was_full || client.closed != Some(4508),
                 "a client that reads everything was called too slow"
@@ -545,6 +708,28 @@ impl World {
             self.shard.readable(client.key.index());
             self.leave(number, &client);
         }
+    }
+
+    /// Nothing that began to be written after its right was lost, or after it was lost sight of.
+    fn check_rights(&mut self, number: usize, start: usize, message: &Value) {
+        let client = self.clients[number].as_ref().unwrap();
+        let kind = message["type"].as_str().unwrap();
+        let is_of_stream = message.get("offset").is_some() && message["project_id"] != "*";
+        if !is_of_stream {
+            return;
+        }
+        if let Some(unknown_from) = client.unknown_from {
+            self.seen.withheld += 1;
+            assert!(start < unknown_from, "client {number} was written {kind} while nobody knew its session");
+        }
+        let Some(project) = message["project_id"].as_str() else { return };
+        let session = self.sessions.iter().find(|session| session.key == client.session);
+        let may_see = session.is_none_or(|session| session.projects.contains_key(project));
+        let began_before = client.lost_from.get(project).is_some_and(|lost_from| start < *lost_from);
+        assert!(
+            may_see || began_before,
+            "client {number} was written {kind} of {project} without a right to it"
+        );
     }
 
     fn check(&mut self, number: usize, message: &Value) {
@@ -579,9 +764,17 @@ impl World {
             }
             "error" => {
                 assert!(
-                    matches!(message["code"].as_str(), Some("resume_expired" | "not_subscribed")),
+                    matches!(
+                        message["code"].as_str(),
+                        Some("resume_expired" | "not_subscribed" | "not_authorized")
+                    ),
                     "{message}"
                 );
+                if message["code"] == "not_authorized" {
+                    self.seen.not_authorized += 1;
+                    let project = message["project_id"].as_str().unwrap();
+                    client.followed.remove(project);
+                }
                 if message["code"] == "resume_expired" {
                     self.seen.expired += 1;
                     client.resuming = false;
@@ -589,19 +782,54 @@ impl World {
                 }
             }
             "subscription.confirmed" => self.check_confirmed(number, message),
-            "subscription.removed" | "system.heartbeat" | "pong" => {}
+            "subscription.removed" => {
+                if message["reason"] != "requested" {
+                    self.seen.taken_away += 1;
+                    client.followed.remove(message["project_id"].as_str().unwrap());
+                }
+            }
+            "system.heartbeat" | "pong" => {}
             "container.reconnect" => assert!(message["retry_after_ms"].as_u64().unwrap() <= 8000),
+            _ if message["stream"] == "*" => self.check_announcement(number, message),
             _ => self.check_event(number, message),
         }
+    }
+
+    /// Every announcement that the session may see comes, once and in order.
+    fn check_announcement(&mut self, number: usize, message: &Value) {
+        self.seen.announcements += 1;
+        let client = self.clients[number].as_mut().unwrap();
+        let at = client.announcements.as_mut().unwrap();
+        let offset = message["offset"].as_u64().unwrap();
+        assert!(offset > at.offset, "client {number}: announcement {offset} after {}", at.offset);
+        let session = self.sessions.iter().find(|session| session.key == client.session);
+        for skipped in at.offset + 1..offset {
+            let place = usize::try_from(skipped).unwrap() - 1;
+            let was_for = session.filter(|session| !session.is_over).is_some_and(|session| {
+                match self.announced[place] {
+                    Some(project) => session.projects.get(project).is_some_and(|given_at| *given_at <= place),
+                    None => true,
+                }
+            });
+            assert!(!was_for, "client {number}: announcement {skipped} is missing before {offset}");
+        }
+        at.offset = offset;
     }
 
     fn check_confirmed(&mut self, number: usize, message: &Value) {
         let client = self.clients[number].as_mut().unwrap();
         let project = message["project_id"].as_str().unwrap();
         let Some(followed) = client.followed.get_mut(project) else { return };
-        let Some((_, since)) = followed.awaits.take_if(|(id, _)| *id == message["id"]) else { return };
         let offset = message["offset"].as_u64().unwrap();
         let epoch = message["epoch"].as_str().unwrap();
+        if let (None, Some(at), Value::Null) = (&followed.awaits, &mut followed.at, &message["id"]) {
+            // It was made to wait, and what it waited for has left the history.
+            self.seen.confirmed_again += 1;
+            assert!(message["recovered"] == false || offset == at.offset, "{message}");
+            at.offset = offset;
+            return;
+        }
+        let Some((_, since)) = followed.awaits.take_if(|(id, _)| *id == message["id"]) else { return };
         match (&message["recovered"], &since) {
             (Value::Bool(true), Some(since)) => {
                 self.seen.recovered += 1;
@@ -659,11 +887,24 @@ impl World {
 
     /// Everything goes through at last: every client that is there has the newest of everything.
     fn settle(&mut self) {
+        for number in 0..SESSIONS {
+            let session = &mut self.sessions[number];
+            (session.known_until_ms, session.ends_at_ms) = (u64::MAX, None);
+            if !session.is_over {
+                let (key, known) = (session.key, Self::known(session, number));
+                self.shard.judge(key, Some(known));
+                for client in self.clients.iter_mut().flatten().filter(|client| client.session == key) {
+                    client.unknown_from = None;
+                }
+            }
+        }
         for number in 0..CLIENTS {
             if let Some(client) = &self.clients[number] {
                 client.wire.borrow_mut().room = usize::MAX;
             }
         }
+        // What is withheld goes on with a tick.
+        self.pass_time(200);
         for _ in 0..2000 {
             while !self.answers.is_empty() {
                 self.answer_one();
@@ -704,6 +945,9 @@ impl Client {
             token: String::new(),
             followed: BTreeMap::new(),
             announcements: None,
+            session: SessionKey(0),
+            unknown_from: None,
+            lost_from: HashMap::new(),
             was_full: false,
             closed: None,
             resuming: false,
@@ -788,6 +1032,13 @@ fn run(seed: u64, all: &mut Seen) {
     all.not_recovered += world.seen.not_recovered;
     all.resumed += world.seen.resumed;
     all.expired += world.seen.expired;
+    all.announcements += world.seen.announcements;
+    all.not_authorized += world.seen.not_authorized;
+    all.taken_away += world.seen.taken_away;
+    all.sessions_ended += world.seen.sessions_ended;
+    all.no_verdict += world.seen.no_verdict;
+    all.withheld += world.seen.withheld;
+    all.confirmed_again += world.seen.confirmed_again;
 }
 
 #[test]
@@ -802,7 +1053,7 @@ fn whatever_sockets_time_and_clients_do_everybody_gets_everything_once_and_in_or
         run(seed, &mut seen);
     }
     println!("{seen:?}");
-    let Seen { events, folded, too_slow, sent_away, recovered, not_recovered, resumed, expired } = seen;
+    let Seen { events, folded, too_slow, sent_away, recovered, not_recovered, resumed, expired, .. } = seen;
     for (what, times) in [
         ("events", events),
         ("folded", folded),
@@ -812,6 +1063,13 @@ fn whatever_sockets_time_and_clients_do_everybody_gets_everything_once_and_in_or
         ("not recovered", not_recovered),
         ("resumed", resumed),
         ("expired", expired),
+        ("announcements", seen.announcements),
+        ("not authorized", seen.not_authorized),
+        ("taken away", seen.taken_away),
+        ("sessions ended", seen.sessions_ended),
+        ("no verdict", seen.no_verdict),
+        ("withheld", seen.withheld),
+        ("confirmed again", seen.confirmed_again),
     ] {
         assert!(times > 10, "{what} only {times} times: the simulation has lost its point");
     }

@@ -1,8 +1,8 @@
 //! What the journal says, put back into memory.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
-use tidings_protocol::{Epoch, StreamId, Timestamp, TypeFilter};
+use tidings_protocol::{Epoch, StreamId, Timestamp, TypeFilter, UserId};
 
 use crate::{
     engine::journal::{Entry, Folder, JournalError, JournalOptions, LogWriter},
@@ -62,27 +62,43 @@ impl Recovery<'_> {
                 self.kept.streams.remove(&id);
             }
             Entry::Connection { client, token, lost_at, subscriptions } => {
-                let subscriptions = subscriptions.iter().filter_map(|(stream, patterns)| {
-                    let types = match &patterns[..] {
-                        [] => TypeFilter::everything(),
-                        patterns => TypeFilter::parse(patterns).ok()?,
-                    };
-                    Some((StreamId::try_from(&**stream).ok()?, Arc::new(types)))
-                });
-                let connection = SavedConnection {
-                    client: ClientId::from_u128(*client),
-                    token: ResumeToken::from_bytes(*token),
-                    owner: None,
-                    subscriptions: subscriptions.collect(),
-                };
-                let lost_at = lost_at.and_then(Timestamp::from_microsecond).unwrap_or(self.now);
-                self.kept.connections.save(connection, Some(lost_at));
+                self.restore_connection(*client, *token, *lost_at, None, subscriptions);
+            }
+            Entry::OwnedConnection { client, token, lost_at, user, subscriptions } => {
+                let user = user.as_deref().and_then(|user| UserId::try_from(user).ok());
+                self.restore_connection(*client, *token, *lost_at, user, subscriptions);
             }
             Entry::Gone { client } => {
                 self.kept.connections.remove(ClientId::from_u128(*client));
             }
         }
         Some(())
+    }
+
+    fn restore_connection(
+        &mut self,
+        client: u128,
+        token: [u8; 16],
+        lost_at: Option<i64>,
+        user: Option<UserId>,
+        subscriptions: &[(Cow<'_, str>, Vec<Cow<'_, str>>)],
+    ) {
+        let subscriptions = subscriptions.iter().filter_map(|(stream, patterns)| {
+            let types = match &patterns[..] {
+                [] => TypeFilter::everything(),
+                patterns => TypeFilter::parse(patterns).ok()?,
+            };
+            Some((StreamId::try_from(&**stream).ok()?, Arc::new(types)))
+        });
+        let connection = SavedConnection {
+            client: ClientId::from_u128(client),
+            token: ResumeToken::from_bytes(token),
+            owner: None,
+            user,
+            subscriptions: subscriptions.collect(),
+        };
+        let lost_at = lost_at.and_then(Timestamp::from_microsecond).unwrap_or(self.now);
+        self.kept.connections.save(connection, Some(lost_at));
     }
 
     fn stream(&mut self, number: u32) -> Option<&mut crate::engine::streams::Stream> {

@@ -34,7 +34,7 @@ pub(in crate::engine) enum Entry<'a> {
     State { stream: u32, state: StateEntry<'a> },
     /// A stream was forgotten.
     Forgotten { stream: u32 },
-    /// A connection was saved, or what has changed of it.
+    /// A connection was saved by a version that knew no users.
     Connection {
         client: u128,
         token: [u8; 16],
@@ -47,6 +47,17 @@ pub(in crate::engine) enum Entry<'a> {
     Gone { client: u128 },
     /// Of a checkpoint: it is whole.
     Whole,
+    /// A connection was saved, or what has changed of it.
+    OwnedConnection {
+        client: u128,
+        token: [u8; 16],
+        /// When it was lost; `None`: it was alive.
+        lost_at: Option<i64>,
+        /// Whose it is.
+        user: Option<Cow<'a, str>>,
+        /// Streams, each with the patterns of its filter.
+        subscriptions: Vec<(Cow<'a, str>, Vec<Cow<'a, str>>)>,
+    },
 }
 
 /// Where a stream stands, and how far back its history reaches.

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use redis::cmd;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tidings_protocol::{StreamId, TypeFilter};
+use tidings_protocol::{StreamId, TypeFilter, UserId};
 use tokio::{
     sync::{Notify, oneshot},
     time::{MissedTickBehavior, interval, sleep, timeout},
@@ -80,6 +80,8 @@ pub(super) struct Stored {
     pub(super) owner: String,
     pub(super) node: String,
     client_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user_id: Option<UserId>,
     connected_at: String,
     subscriptions: Vec<String>,
     /// Patterns of those subscriptions that have a filter.
@@ -283,7 +285,7 @@ impl Shared {
         if matches!(answer, redis::Value::Nil) {
             return Ok(false);
         }
-        self.point(connection.token, connection.client).await?;
+        self.point(connection).await?;
         Ok(true)
     }
 
@@ -302,10 +304,11 @@ impl Shared {
         self.servers.call(&Call::repeatable(&key, delete)).await.map(|_| ())
     }
 
-    /// Lets a token lead to its client.
-    async fn point(&self, token: ResumeToken, client: ClientId) -> Result<(), Fault> {
-        let (key, mut set) = (token_key(token), cmd("SET"));
-        set.arg(&key).arg(client.to_string()).arg("PX").arg(millis(self.options.connection_timeout));
+    /// Lets a connection's token lead to its client.
+    async fn point(&self, connection: &SavedConnection) -> Result<(), Fault> {
+        let (key, mut set) = (token_key(connection.token), cmd("SET"));
+        let value = format!("{}{}", connection.client, user_text(connection));
+        set.arg(&key).arg(value).arg("PX").arg(millis(self.options.connection_timeout));
         self.servers.call(&Call::repeatable(&key, set)).await.map(|_| ())
     }
 
@@ -327,9 +330,8 @@ impl Shared {
             // A connection cannot take itself over.
             return Ok(None);
         }
-        let (key, mut spend) = (token_key(token), cmd("GETDEL"));
-        spend.arg(&key);
-        let client = self.servers.call(&Call::once(&key, spend)).await?;
+        let (key, user) = (token_key(token), user_text(successor));
+        let client = self.servers.call(&Call::script(&key, &self.scripts.spend, &[user], false)).await?;
         let client = redis::from_redis_value::<Option<String>>(client).ok().flatten();
         let Some(client) = client.as_deref().and_then(ClientId::parse) else { return Ok(None) };
         let owner = successor.owner.map(|key| owner_text(&self.options.incarnation, key)).unwrap_or_default();
@@ -342,25 +344,28 @@ impl Shared {
         let Some(known) = known.and_then(|known| serde_json::from_str::<Stored>(&known).ok()) else {
             return Ok(None);
         };
-        self.point(successor.token, client).await?;
+        let former_owner = parse_owner(&known.owner);
+        let former = SavedConnection {
+            client,
+            token,
+            owner: former_owner
+                .as_ref()
+                .filter(|(incarnation, _)| *incarnation == self.options.incarnation)
+                .map(|(_, key)| *key),
+            user: successor.user.clone(),
+            subscriptions: subscriptions(&known),
+        };
+        let SavedConnection { token, owner, .. } = *successor;
+        let goes_on = SavedConnection { token, owner, ..former.clone() };
+        self.point(&goes_on).await?;
         let (own_key, mut delete) = (key_of(successor.client), cmd("DEL"));
         delete.arg(&own_key);
         self.servers.call(&Call::repeatable(&own_key, delete)).await?;
-        let former_owner = parse_owner(&known.owner);
-        let subscriptions = subscriptions(&known);
-        let SavedConnection { token: new_token, owner, .. } = *successor;
-        let goes_on =
-            SavedConnection { client, token: new_token, owner, subscriptions: subscriptions.clone() };
         self.connections.succeed(successor.client, goes_on);
-        let owner = match former_owner {
-            Some((incarnation, key)) if incarnation == self.options.incarnation => Some(key),
-            Some((incarnation, key)) => {
-                self.tell_taken_over(&incarnation.channel(), key).await;
-                None
-            }
-            None => None,
-        };
-        Ok(Some(SavedConnection { client, token, owner, subscriptions }))
+        if let Some((incarnation, key)) = former_owner.filter(|_| former.owner.is_none()) {
+            self.tell_taken_over(&incarnation.channel(), key).await;
+        }
+        Ok(Some(former))
     }
 
     /// Tells another node that a connection of its was taken over. If that is lost, it finds out when it saves next.
@@ -402,6 +407,11 @@ fn token_key(token: ResumeToken) -> String {
     format!("tidings:resume:{digest}")
 }
 
+/// Whose a connection is; empty where nobody is asked.
+fn user_text(connection: &SavedConnection) -> &str {
+    connection.user.as_ref().map_or("", UserId::as_str)
+}
+
 fn stored(connection: &SavedConnection, owner: &str, node: &str) -> String {
     let with_filter =
         connection.subscriptions.iter().filter(|(_, types)| **types != TypeFilter::everything());
@@ -409,6 +419,7 @@ fn stored(connection: &SavedConnection, owner: &str, node: &str) -> String {
         owner: owner.to_owned(),
         node: node.to_owned(),
         client_id: connection.client.to_string(),
+        user_id: connection.user.clone(),
         connected_at: connection.client.named_at().to_string(),
         subscriptions: connection.subscriptions.iter().map(|(stream, _)| stream.to_string()).collect(),
         filters: with_filter
