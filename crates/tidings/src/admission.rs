@@ -12,7 +12,7 @@ use std::{
 use axum::http::HeaderMap;
 use ipnet::IpNet;
 use parking_lot::Mutex;
-use tidings_protocol::CloseCode;
+use tidings_protocol::{CloseCode, UserId};
 use tokio::time::Instant;
 
 use crate::{config::Settings, forwarded::client_address};
@@ -23,6 +23,7 @@ pub(crate) struct Admission {
     connections: Arc<Limit<()>>,
     /// `None`: no limit, or nothing is known of the proxies in between.
     addresses: Option<PerAddress>,
+    users: Option<Arc<Limit<UserId>>>,
     rate: Option<Rate>,
 }
 
@@ -48,6 +49,8 @@ pub(crate) enum Refused {
     Connections,
     /// This address has.
     Address,
+    /// This user has.
+    User,
     /// They come too fast.
     Rate,
 }
@@ -59,6 +62,7 @@ impl Refused {
             Self::Draining => "draining",
             Self::Connections => "connections",
             Self::Address => "address",
+            Self::User => "user",
             Self::Rate => "rate",
         }
     }
@@ -69,6 +73,7 @@ impl Refused {
             Self::Draining => "this node is stopping; connect again",
             Self::Connections => "this node has as many connections as it may have; connect again later",
             Self::Address => "there are as many connections from this address as there may be",
+            Self::User => "this user has as many connections as he may have",
             Self::Rate => "too many connections come at once; connect again later",
         }
     }
@@ -78,7 +83,7 @@ impl Refused {
         match self {
             Self::Draining => CloseCode::ServiceRestart,
             Self::Connections | Self::Rate => CloseCode::TryAgainLater,
-            Self::Address => CloseCode::TooMany,
+            Self::Address | Self::User => CloseCode::TooMany,
         }
     }
 }
@@ -89,6 +94,7 @@ impl Admission {
         Self {
             connections: Limit::new(settings.connections_max),
             addresses: addresses.map(|(max, proxies)| PerAddress { limit: Limit::new(max), proxies }),
+            users: settings.connections_per_user_max.map(Limit::new),
             rate: settings.accept_rate_max.map(Rate::new),
         }
     }
@@ -107,6 +113,20 @@ impl Admission {
         }
         Ok(Admitted { _connection: connection, _address: address })
     }
+}
+
+impl Admission {
+    /// Whether one more connection of the user may begin.
+    pub(crate) fn admit_user(&self, user: UserId) -> Result<AdmittedUser, Refused> {
+        let place = self.users.as_ref().map(|users| users.take(user).ok_or(Refused::User)).transpose()?;
+        Ok(AdmittedUser { _place: place })
+    }
+}
+
+/// Held as long as a user's connection lives.
+#[derive(Debug)]
+pub(crate) struct AdmittedUser {
+    _place: Option<Place<UserId>>,
 }
 
 /// What counts as one address: of IPv6 the network of 64 bits, all of which a single customer has.
@@ -131,14 +151,14 @@ struct Place<K: Eq + Hash> {
     key: K,
 }
 
-impl<K: Copy + Eq + Hash> Limit<K> {
+impl<K: Clone + Eq + Hash> Limit<K> {
     fn new(max: usize) -> Arc<Self> {
         Arc::new(Self { max, taken: Mutex::default() })
     }
 
     fn take(self: &Arc<Self>, key: K) -> Option<Place<K>> {
         let mut taken = self.taken.lock();
-        let places = taken.entry(key).or_default();
+        let places = taken.entry(key.clone()).or_default();
         if *places >= self.max {
             return None;
         }

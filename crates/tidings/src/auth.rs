@@ -1,12 +1,53 @@
-//! Who somebody is, and what he may see: the ways of `TIDINGS_AUTH`. Knows no connection and no stream.
+//! Who somebody is, and what he may see: the ways of `TIDINGS_AUTH`, tried in their order, and what follows from them for as long as
+//! somebody is connected. Knows no stream, and of a connection only that it has a session.
 
+mod digest;
 mod identity;
+mod presented;
+mod redis_session;
+mod revocations;
+mod sessions;
+mod signed_cookie;
+mod tickets;
 
-use std::time::Duration;
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use tokio::time::Instant;
+use axum::http::HeaderMap;
+use serde::{Deserialize, Serialize};
+use tidings_engine::{driver::ShardHandle, engine::redis::Servers, vigil::Vigil};
+use tidings_protocol::{Gap, Projects, Timestamp, UserId};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+
+use digest::Digest;
+use redis_session::RedisSessions;
+use revocations::{Revocation, Revocations, Whom};
+use sessions::{Entry, Sessions, Source};
+use signed_cookie::SignedCookies;
+use tickets::{Admits, Somebody, Tickets};
 
 pub(crate) use identity::{Identity, Shape};
+pub(crate) use presented::Presented;
+
+pub(crate) use redis_session::{Codec, SessionFormat, Template};
+pub(crate) use sessions::Session;
+pub(crate) use tickets::GOOD_FOR as TICKET_GOOD_FOR;
+
+/// How often sessions that somebody else keeps are asked about: an answer is good for 5 s, which leaves a second for it.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// The part that is not heard while sessions cannot be asked about.
+pub(crate) const PART: &str = "the sessions";
+/// The same for revocations.
+const REVOCATIONS_PART: &str = "revocations";
 
 /// What one of the ways found out.
 #[derive(Clone, Debug)]
@@ -49,3 +90,372 @@ impl From<Denied> for Refusal {
 
 /// For anybody outside to answer who is asked about a credential.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A way, by its name in `TIDINGS_AUTH`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WayName {
+    /// The application's sessions in Redis.
+    RedisSession,
+    /// Starlette's signed cookie.
+    SignedCookie,
+    /// JSON Web Tokens.
+    Jwt,
+    /// One-time tickets.
+    Ticket,
+    /// The application is asked.
+    Callback,
+}
+
+/// Where nodes that share streams keep what they must agree on.
+pub(crate) enum Shared<'a> {
+    /// In the Redis that keeps the streams.
+    Redis(Arc<Servers>),
+    /// In the data folder of the only node.
+    Folder(&'a Path),
+    /// In its memory.
+    Nothing,
+}
+
+/// Everything that decides about sessions.
+#[derive(Debug)]
+pub(crate) struct Auth {
+    /// Empty: nobody is asked.
+    order: Vec<WayName>,
+    redis_sessions: Option<RedisSessions>,
+    signed_cookies: Option<SignedCookies>,
+    tickets: Tickets,
+    names: presented::Names,
+    sessions: Arc<Sessions>,
+    revocations: Revocations,
+    vigil: Arc<Vigil>,
+    /// The application could not be asked when it was last tried.
+    callback_silent: AtomicBool,
+}
+
+impl Auth {
+    /// `sessions_at`: the Redis that has the application's sessions.
+    pub(crate) fn new(
+        settings: &Settings,
+        sessions_at: Option<Arc<Servers>>,
+        shared: Shared<'_>,
+        shards: Vec<ShardHandle>,
+        vigil: Arc<Vigil>,
+    ) -> std::io::Result<Self> {
+        let session = &settings.session;
+        let has = |way| settings.auth.contains(&way);
+        let (tickets, revocations) = match shared {
+            Shared::Redis(servers) => {
+                (Tickets::in_redis(Arc::clone(&servers)), Revocations::in_redis(servers))
+            }
+            Shared::Folder(folder) => (Tickets::in_memory(), Revocations::in_folder(folder)?),
+            Shared::Nothing => (Tickets::in_memory(), Revocations::in_memory()),
+        };
+        Ok(Self {
+            redis_sessions: sessions_at
+                .filter(|_| has(WayName::RedisSession))
+                .map(|servers| RedisSessions::new(servers, session.format.clone())),
+            signed_cookies: has(WayName::SignedCookie)
+                .then(|| SignedCookies::new(&session.secrets, session.max_age, session.format.shape.clone())),
+            tickets,
+            names: presented::Names { session_cookie: session.cookie.clone() },
+            sessions: Arc::new(Sessions::new(shards)),
+            revocations,
+            vigil,
+            callback_silent: AtomicBool::new(false),
+            order: settings.auth.clone(),
+        })
+    }
+
+    /// Whether nobody is asked.
+    pub(crate) fn is_none(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Names of what cannot be asked, beside what is watched as a part of a source.
+    pub(crate) fn silent(&self) -> Option<&'static str> {
+        self.callback_silent.load(Ordering::Relaxed).then_some("the application (TIDINGS_AUTH_URL)")
+    }
+
+    /// Whose request it is; `None`: nobody is asked, and everybody may see everything.
+    pub(crate) async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        is_websocket: bool,
+    ) -> Result<Option<Session>, Refusal> {
+        if self.is_none() {
+            return Ok(None);
+        }
+        let presented = Presented::read(headers, is_websocket, &self.names);
+        let (mut denied, mut no_verdict) = (None, None);
+        for &way in &self.order {
+            for credential in presented.credentials(way) {
+                match self.authenticate_by(way, credential).await {
+                    Ok(session) => return Ok(Some(session)),
+                    Err(Refusal::Denied(why)) => denied = denied.or(Some(why)),
+                    Err(Refusal::NoVerdict(why)) => no_verdict = no_verdict.or(Some(why)),
+                }
+            }
+        }
+        Err(match (no_verdict, denied) {
+            // It might have been a yes.
+            (Some(why), _) => Refusal::NoVerdict(why),
+            (None, Some(denied)) => denied.into(),
+            (None, None) => Denied::new("no_credentials", self.what_is_looked_for(is_websocket)).into(),
+        })
+    }
+
+    async fn authenticate_by(&self, way: WayName, credential: &str) -> Result<Session, Refusal> {
+        match way {
+            WayName::Ticket => match self.tickets.spend(credential).await? {
+                Admits::Credential { way, credential } => self.check_in(way, &credential).await,
+                Admits::Somebody(somebody) => {
+                    let (identity, session) = somebody.into_identity().ok_or_else(|| {
+                        Denied::new(
+                            "ticket_unknown",
+                            "the ticket cannot be read; nodes of different versions?",
+                        )
+                    })?;
+                    if identity.expires_at.is_some_and(|expires_at| expires_at <= now()) {
+                        return Err(Denied::new(
+                            "session_expired",
+                            "what the ticket was given for has expired",
+                        )
+                        .into());
+                    }
+                    let id =
+                        Digest::of(format!("ticket {session} {}", identity.projects.to_value()).as_bytes());
+                    self.admit(id, session, Source::Itself, Checked { identity, valid_until: None })
+                }
+            },
+            way => self.check_in(way, credential).await,
+        }
+    }
+
+    /// Finds out about a credential, and lets its session in.
+    async fn check_in(&self, way: WayName, credential: &str) -> Result<Session, Refusal> {
+        let session = Digest::of(credential.as_bytes());
+        let (source, checked) = match way {
+            WayName::RedisSession => {
+                let sessions = self.redis_sessions.as_ref().ok_or_else(not_configured)?;
+                (Source::Redis(credential.to_owned()), sessions.check(credential, now()).await?)
+            }
+            WayName::SignedCookie => {
+                let cookies = self.signed_cookies.as_ref().ok_or_else(not_configured)?;
+                (Source::Itself, cookies.check(credential, now())?)
+            }
+            WayName::Jwt | WayName::Callback | WayName::Ticket => return Err(not_configured()),
+        };
+        let id = Digest::of(format!("{way:?} {credential}").as_bytes());
+        self.admit(id, session, source, checked)
+    }
+
+    fn admit(
+        &self,
+        id: Digest,
+        session: Digest,
+        source: Source,
+        checked: Checked,
+    ) -> Result<Session, Refusal> {
+        let Ok(revocations_known_until) = self.revocations.known_until() else {
+            return Err(Refusal::NoVerdict("Redis, which has the revocations, cannot be read".to_owned()));
+        };
+        let (user, issued_at) = (checked.identity.user.clone(), checked.identity.issued_at);
+        let is_stored = !matches!(source, Source::Itself);
+        let admitted = self.sessions.enter(id, session, source, checked, revocations_known_until);
+        // Asked after it was let in: what is revoked from here on finds it.
+        if self.revocations.cover_session(session) {
+            return Err(Denied::new("revoked", "the session was revoked").into());
+        }
+        if !is_stored && self.revocations.cover_user(&user, issued_at) {
+            let detail = "what this user was given up to a moment was revoked: log in again (a token needs `iat` to be told from those)";
+            return Err(Denied::new("revoked", detail).into());
+        }
+        Ok(admitted)
+    }
+
+    /// Gives out a ticket for whoever has the session that a request came with.
+    pub(crate) async fn ticket_for(&self, session: &Session) -> Result<String, Refusal> {
+        let admits = match session.entry().source() {
+            Source::Itself => Admits::Somebody(Somebody::new(&session.identity(), session.entry().session())),
+            Source::Redis(id) => Admits::Credential { way: WayName::RedisSession, credential: id.clone() },
+            Source::Callback(cookie) => {
+                Admits::Credential { way: WayName::Callback, credential: cookie.clone() }
+            }
+        };
+        self.tickets.give(admits).await
+    }
+
+    /// Gives out a ticket for somebody whom the application has named.
+    pub(crate) async fn ticket_of(
+        &self,
+        user: UserId,
+        projects: Projects,
+        admin: bool,
+        expires_at: Option<Timestamp>,
+    ) -> Result<String, Refusal> {
+        let identity = Identity { user, projects, admin, expires_at, issued_at: Some(now()) };
+        // It has no other session than itself, which only its user's revocation ends.
+        let session = Digest::of(format!("ticket of {} {:?}", identity.user, identity.issued_at).as_bytes());
+        self.tickets.give(Admits::Somebody(Somebody::new(&identity, session))).await
+    }
+
+    /// Ends whatever the user was given until now.
+    pub(crate) async fn revoke_user(&self, user: UserId) -> Result<(), String> {
+        self.revocations.add(Revocation::now(Whom::User(user))).await
+    }
+
+    /// Ends a session, a token or a cookie.
+    pub(crate) async fn revoke_session(&self, credential: &str) -> Result<(), String> {
+        let digest = Digest::of(credential.as_bytes());
+        self.revocations.add(Revocation::now(Whom::Session(digest.to_string()))).await
+    }
+
+    /// Follows what becomes of sessions, until `stop`.
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        if self.is_none() {
+            return;
+        }
+        stop.run_until_cancelled(async {
+            tokio::join!(self.follow_revocations(), self.act_on_revocations(), self.sweep_for_ever());
+        })
+        .await;
+    }
+
+    async fn follow_revocations(&self) {
+        self.revocations.follow(|is_heard| self.tell_heard(REVOCATIONS_PART, is_heard)).await;
+    }
+
+    async fn act_on_revocations(&self) {
+        loop {
+            for revocation in self.revocations.next().await {
+                self.act_on(&revocation).await;
+            }
+        }
+    }
+
+    async fn act_on(&self, revocation: &Revocation) {
+        let is_covered = |entry: &Arc<Entry>| match &revocation.whom {
+            Whom::User(user) => {
+                // Of one that somebody else keeps nobody knows when it began; what is connected is from before.
+                let issued_before = entry.issued_at().is_none_or(|at| at.seconds_since(revocation.at()) <= 0);
+                entry.is_of(user) && issued_before
+            }
+            Whom::Session(digest) => Digest::parse(digest) == Some(entry.session()),
+        };
+        let covered: Vec<_> = self.sessions.all().into_iter().filter(is_covered).collect();
+        let mut verdicts = self.sessions.verdicts();
+        covered.iter().for_each(|entry| entry.ends(&mut verdicts));
+        drop(verdicts);
+        // What somebody else keeps may be good there for longer; it must not come back.
+        let is_by_user = matches!(revocation.whom, Whom::User(_));
+        for entry in covered.iter().filter(|entry| is_by_user && !matches!(entry.source(), Source::Itself)) {
+            let revocation = Revocation::now(Whom::Session(entry.session().to_string()));
+            if let Err(error) = self.revocations.add(revocation).await {
+                tracing::warn!(error, "a session of a revoked user cannot be revoked for good");
+            }
+        }
+    }
+
+    async fn sweep_for_ever(&self) {
+        if self.redis_sessions.is_some() {
+            self.vigil.expect(tidings_protocol::Source::Redis, PART);
+        }
+        let mut interval = interval(SWEEP_INTERVAL);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            self.sweep().await;
+        }
+    }
+
+    /// Asks about all sessions that somebody else keeps.
+    async fn sweep(&self) {
+        let entries = self.sessions.all();
+        let (mut redis, mut itself) = (Vec::new(), Vec::new());
+        for entry in entries {
+            match entry.source() {
+                Source::Redis(_) => redis.push(entry),
+                Source::Itself => itself.push(entry),
+                Source::Callback(_) => {}
+            }
+        }
+        self.sweep_redis(&redis).await;
+        if let Ok(Some(known_until)) = self.revocations.known_until() {
+            let mut verdicts = self.sessions.verdicts();
+            itself.iter().for_each(|entry| entry.holds_still(Some(known_until), &mut verdicts));
+        }
+    }
+
+    async fn sweep_redis(&self, entries: &[Arc<Entry>]) {
+        let Some(sessions) = &self.redis_sessions else { return };
+        if entries.is_empty() {
+            // Also when nobody is there: the next one who comes will be asked about.
+            return self.tell_heard(PART, sessions.is_reachable().await);
+        }
+        let ids: Vec<_> = entries
+            .iter()
+            .map(|entry| match entry.source() {
+                Source::Redis(id) => id.as_str(),
+                Source::Itself | Source::Callback(_) => unreachable!("only Redis' own were picked"),
+            })
+            .collect();
+        let found = sessions.check_all(&ids, now()).await;
+        let revocations_known_until = self.revocations.known_until();
+        let (mut verdicts, mut unknown) = (self.sessions.verdicts(), None);
+        for (entry, read) in entries.iter().zip(found) {
+            match (read, revocations_known_until) {
+                (Ok(checked), Ok(known_until)) => entry.holds(&checked, known_until, &mut verdicts),
+                (Err(Refusal::Denied(_)), _) => entry.ends(&mut verdicts),
+                (Err(Refusal::NoVerdict(why)), _) => unknown = Some(why),
+                (Ok(_), Err(())) => {}
+            }
+        }
+        drop(verdicts);
+        if let Some(why) = &unknown {
+            tracing::debug!(why, "a session cannot be asked about");
+        }
+        self.tell_heard(PART, unknown.is_none());
+    }
+
+    fn tell_heard(&self, part: &str, is_heard: bool) {
+        let source = tidings_protocol::Source::Redis;
+        if is_heard {
+            // What waited meanwhile is where it was.
+            self.vigil.up(source, part, Gap::None);
+        } else {
+            self.vigil.down(source, part);
+        }
+    }
+
+    /// For a developer whose request came with nothing.
+    fn what_is_looked_for(&self, is_websocket: bool) -> String {
+        let looked_for: Vec<_> = self
+            .order
+            .iter()
+            .filter(|way| is_websocket || **way != WayName::Ticket)
+            .map(|way| match way {
+                WayName::RedisSession | WayName::SignedCookie => {
+                    format!("the cookie `{}`", self.names.session_cookie)
+                }
+                WayName::Jwt => {
+                    "`Authorization: Bearer TOKEN`, a cookie, or the subprotocol `tidings.jwt.TOKEN`"
+                        .to_owned()
+                }
+                WayName::Ticket => "the subprotocol `tidings.ticket.TICKET`".to_owned(),
+                WayName::Callback => "a cookie of the application".to_owned(),
+            })
+            .collect();
+        format!("the request came with nothing that says whose it is; expected {}", looked_for.join(", or "))
+    }
+}
+
+fn not_configured() -> Refusal {
+    Refusal::NoVerdict(
+        "this way is not configured on this node; its settings differ from another's".to_owned(),
+    )
+}
+
+fn now() -> Timestamp {
+    jiff::Timestamp::now().into()
+}

@@ -21,6 +21,8 @@ use tidings_engine::{
 };
 use tidings_protocol::ProjectId;
 
+use crate::auth::{Codec, SessionFormat, Shape, Template, WayName};
+
 pub use layers::{Flags, Layers, Origin, SettingError, Value};
 pub use table::{SETTINGS, Setting};
 
@@ -71,6 +73,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// Connections from one address.
     pub connections_per_address_max: Option<usize>,
+    /// Connections of one user.
+    pub connections_per_user_max: Option<usize>,
     /// New connections per second.
     pub accept_rate_max: Option<u32>,
     /// See [`ShardOptions::behind_age_ms`](tidings_engine::shard::ShardOptions::behind_age_ms).
@@ -91,6 +95,10 @@ pub struct Settings {
     pub connection_timeout: Duration,
     /// Where the journal is; `None`: nothing outlives the process.
     pub journal: Option<JournalOptions>,
+    /// The ways to find out who somebody is, in their order; empty: nobody is asked.
+    pub(crate) auth: Vec<WayName>,
+    /// The application's sessions.
+    pub(crate) session: SessionSettings,
     /// Keys that may publish.
     pub publish_keys: Vec<String>,
     /// The key that may do everything.
@@ -104,6 +112,24 @@ pub struct Settings {
     /// The project of each workspace.
     pub workspaces: BTreeMap<String, ProjectId>,
 }
+
+/// Where the application's sessions are, and how they are read.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionSettings {
+    /// The cookie's name.
+    pub(crate) cookie: String,
+    /// How a session in Redis is found and read.
+    pub(crate) format: SessionFormat,
+    /// The Redis that has them; `None`: the one of the streams.
+    pub(crate) redis: Option<RedisAddress>,
+    /// Secrets of signed cookies.
+    pub(crate) secrets: Vec<String>,
+    /// How long a signed cookie is good.
+    pub(crate) max_age: Duration,
+}
+
+/// What is shorter can be guessed.
+const SECRET_BYTES_MIN: usize = 16;
 
 /// More connections than any machine has.
 const CONNECTIONS_MAX: u64 = 10_000_000;
@@ -209,6 +235,11 @@ impl Settings {
                 1,
                 CONNECTIONS_MAX,
             )?,
+            connections_per_user_max: layers.optional_number(
+                "TIDINGS_CONNECTIONS_PER_USER_MAX",
+                1,
+                CONNECTIONS_MAX,
+            )?,
             accept_rate_max: layers.optional_number("TIDINGS_ACCEPT_RATE_MAX", 1, 1_000_000)?,
             behind_age_ms: layers.number("TIDINGS_BEHIND_AGE_MS", 10, 60_000)?,
             behind_bytes: layers.number("TIDINGS_BEHIND_BYTES", 16 << 10, 1 << 30)?,
@@ -223,6 +254,8 @@ impl Settings {
                 1,
                 30 * 24 * 3600,
             )?),
+            auth: ways(layers)?,
+            session: session(layers)?,
             publish_keys: layers.list("TIDINGS_PUBLISH_KEYS"),
             admin_key: layers.optional("TIDINGS_ADMIN_KEY").map(str::to_owned),
             allowed_origins: allowed_origins(layers)?,
@@ -244,15 +277,26 @@ impl Settings {
     /// else can reach it.
     fn check_auth(&self, layers: &Layers) -> Result<(), SettingError> {
         let private = self.environment == Environment::Development && self.listen.ip().is_loopback();
-        match layers.optional("TIDINGS_AUTH") {
-            None if private => Ok(()),
-            None => Err(layers.error(
+        if layers.optional("TIDINGS_AUTH").is_none() && !private {
+            return Err(layers.error(
                 "TIDINGS_AUTH",
                 "must be set, because the service is reachable from elsewhere; `none` lets everybody read everything",
-            )),
-            Some("none") => Ok(()),
-            Some(_) => Err(layers.error("TIDINGS_AUTH", "expected `none`, the only way that this version has")),
+            ));
         }
+        let needs = |way, has: bool, name: &str| {
+            if !self.auth.contains(&way) || has {
+                return Ok(());
+            }
+            let way = WAYS.iter().find(|(_, known)| *known == way).map_or("", |(word, _)| word);
+            Err(layers.error("TIDINGS_AUTH", format!("`{way}` needs {name}")))
+        };
+        let has_redis = self.redis.is_some() || self.session.redis.is_some();
+        needs(WayName::RedisSession, has_redis, "REDIS_URL, or TIDINGS_SESSION_REDIS_URL")?;
+        needs(
+            WayName::SignedCookie,
+            !self.session.secrets.is_empty(),
+            "TIDINGS_SESSION_SECRET, the application's own",
+        )
     }
 
     /// The URL that a frontend connects its WebSocket to. A `port` of 0 in the settings stands for the one `listening`.
@@ -287,12 +331,101 @@ impl Settings {
 
     /// What is open that should not be where others can reach it; for the log at the start.
     pub fn insecurities(&self) -> Vec<&'static str> {
-        let mut open = vec!["everybody who can connect may read every project (TIDINGS_AUTH=none)"];
+        let mut open = Vec::new();
+        if self.auth.is_empty() {
+            open.push("everybody who can connect may read every project (TIDINGS_AUTH=none)");
+        } else if self.allowed_origins.iter().any(|origin| origin == "*") {
+            open.push("any page may connect with its visitor's cookies (TIDINGS_ALLOWED_ORIGINS=*)");
+        }
         if self.publish_keys.is_empty() && self.environment == Environment::Development {
             open.push("programs on this machine may publish without a key (TIDINGS_PUBLISH_KEYS is unset)");
         }
         open
     }
+}
+
+const WAYS: [(&str, WayName); 5] = [
+    ("redis-session", WayName::RedisSession),
+    ("signed-cookie", WayName::SignedCookie),
+    ("jwt", WayName::Jwt),
+    ("ticket", WayName::Ticket),
+    ("callback", WayName::Callback),
+];
+
+fn ways(layers: &Layers) -> Result<Vec<WayName>, SettingError> {
+    let name = "TIDINGS_AUTH";
+    let mut ways = Vec::new();
+    for word in layers.list(name) {
+        match WAYS.iter().find(|(known, _)| *known == word) {
+            Some((_, way)) if ways.contains(way) => {
+                return Err(layers.error(name, format!("`{word}` is there twice")));
+            }
+            Some((_, way)) => ways.push(*way),
+            None if word == "none" => {}
+            None => {
+                let words: Vec<_> = WAYS.iter().map(|(word, _)| format!("`{word}`")).collect();
+                let message =
+                    format!("`{word}`: expected one or more of {}, or `none` alone", words.join(", "));
+                return Err(layers.error(name, message));
+            }
+        }
+    }
+    if !ways.is_empty() && layers.list(name).iter().any(|word| word == "none") {
+        return Err(layers.error(name, "`none` stands alone: with it, nobody would be asked"));
+    }
+    Ok(ways)
+}
+
+fn session(layers: &Layers) -> Result<SessionSettings, SettingError> {
+    let template = |name: &'static str, place: &str| {
+        let text = layers.optional(name);
+        text.map(|text| Template::parse(text, place).map_err(|what| layers.error(name, what))).transpose()
+    };
+    let pointer = |name: &'static str| {
+        let text = layers.text(name);
+        if text.starts_with('/') {
+            return Ok(text);
+        }
+        Err(layers.error(name, format!("expected a JSON Pointer as `/user_id`, found `{text}`")))
+    };
+    let cookie = layers.text("TIDINGS_SESSION_COOKIE");
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if cookie.is_empty() || !cookie.bytes().all(is_token) {
+        return Err(layers.error("TIDINGS_SESSION_COOKIE", format!("`{cookie}` cannot be a cookie's name")));
+    }
+    let key = template("TIDINGS_SESSION_KEY", "id")?;
+    let redis = layers.optional("TIDINGS_SESSION_REDIS_URL").map(|url| {
+        RedisAddress::parse(url).map_err(|error| layers.error("TIDINGS_SESSION_REDIS_URL", error.to_string()))
+    });
+    Ok(SessionSettings {
+        cookie,
+        format: SessionFormat {
+            key: key.ok_or_else(|| layers.error("TIDINGS_SESSION_KEY", "must be set"))?,
+            codec: layers.choice(
+                "TIDINGS_SESSION_CODEC",
+                &[("json", Codec::Json), ("msgpack", Codec::MessagePack), ("string", Codec::Text)],
+            )?,
+            shape: Shape {
+                user: pointer("TIDINGS_SESSION_USER")?,
+                projects: pointer("TIDINGS_SESSION_PROJECTS")?,
+            },
+            projects_key: template("TIDINGS_SESSION_PROJECTS_KEY", "user_id")?,
+        },
+        redis: redis.transpose()?,
+        secrets: secrets(layers, "TIDINGS_SESSION_SECRET")?,
+        max_age: Duration::from_secs(layers.number("TIDINGS_SESSION_MAX_AGE", 1, 10 * 365 * 24 * 3600)?),
+    })
+}
+
+/// Secrets that sign something: whoever guesses one can be anybody.
+fn secrets(layers: &Layers, name: &'static str) -> Result<Vec<String>, SettingError> {
+    let secrets = layers.list(name);
+    if secrets.iter().any(|secret| secret.len() < SECRET_BYTES_MIN) {
+        let message =
+            format!("expected at least {SECRET_BYTES_MIN} bytes, because what is shorter can be guessed");
+        return Err(layers.error(name, message));
+    }
+    Ok(secrets)
 }
 
 fn address(layers: &Layers, name: &'static str, value: &str) -> Result<SocketAddr, SettingError> {
@@ -440,7 +573,6 @@ mod tests {
             let error = read(variables).unwrap_err();
             assert!(error.contains("TIDINGS_AUTH"), "{error}");
         }
-        assert!(read(&[("TIDINGS_AUTH", "jwt")]).unwrap_err().contains("only way that this version has"));
     }
 
     #[test]

@@ -4,7 +4,6 @@
 pub mod accept;
 mod access;
 mod admission;
-#[allow(dead_code, reason = "the ways come one after the other")]
 mod auth;
 mod burst;
 pub mod cli;

@@ -9,6 +9,7 @@ mod metrics;
 mod problem;
 mod schema;
 mod sse;
+mod tickets;
 mod ws;
 
 use std::{
@@ -27,6 +28,7 @@ use axum::{
     routing::{get, post},
 };
 use tidings_engine::{Node, driver::Guard};
+use tidings_protocol::ProjectId;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -34,8 +36,9 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::{
     access::Access,
     admission::{Admission, Refused},
+    auth::{Auth, Denied, Refusal, Session},
     burst::Bursts,
-    config::Settings,
+    config::{Environment, Settings},
     ingest::Ingest,
     metrics::Metrics,
 };
@@ -47,8 +50,9 @@ use problem::Problem;
 pub(crate) struct Edge {
     pub(crate) settings: Arc<Settings>,
     pub(crate) access: Access,
+    pub(crate) auth: Arc<Auth>,
     pub(crate) admission: Admission,
-    pub(crate) refusals: Bursts<Refused>,
+    pub(crate) refusals: Bursts<&'static str>,
     /// Taken by each WebSocket that was let in to be told that there is no room.
     pub(crate) turning_away: Arc<Semaphore>,
     pub(crate) node: Arc<Node>,
@@ -81,21 +85,77 @@ impl Edge {
     fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Guard, Refused> {
         let admitted =
             if self.is_draining() { Err(Refused::Draining) } else { self.admission.admit(headers, peer) };
-        let admitted = admitted.inspect_err(|&refused| {
-            self.metrics.refused(refused.as_str());
-            if refused != Refused::Draining
-                && let Some(unsaid) = self.refusals.occur(refused)
-            {
-                tracing::warn!(
-                    reason = refused.as_str(),
-                    more_since_last = unsaid,
-                    "connections are refused"
-                );
-            }
-        })?;
+        let admitted = admitted.inspect_err(|&refused| self.note_refused(refused))?;
         Ok(Box::new(admitted))
     }
+
+    fn note_refused(&self, refused: Refused) {
+        self.metrics.refused(refused.as_str());
+        if refused != Refused::Draining
+            && let Some(unsaid) = self.refusals.occur(refused.as_str())
+        {
+            tracing::warn!(reason = refused.as_str(), more_since_last = unsaid, "connections are refused");
+        }
+    }
+
+    /// Whose request it is. `None`: nobody is asked.
+    async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        is_websocket: bool,
+    ) -> Result<Option<Session>, Refusal> {
+        let authenticated = self.auth.authenticate(headers, is_websocket).await;
+        authenticated.inspect_err(|refusal| match refusal {
+            Refusal::Denied(denied) => {
+                self.metrics.refused(denied.code);
+                tracing::debug!(code = denied.code, detail = denied.detail, "nobody is let in");
+            }
+            Refusal::NoVerdict(why) => {
+                self.metrics.refused(NO_VERDICT);
+                if let Some(unsaid) = self.refusals.occur(NO_VERDICT) {
+                    tracing::warn!(why, more_since_last = unsaid, "nobody can be let in");
+                }
+            }
+        })
+    }
+
+    /// What the same comes to for whoever can see a status.
+    fn problem_of(&self, refusal: &Refusal) -> Problem {
+        match refusal {
+            Refusal::Denied(Denied { code, detail }) => {
+                Problem::denied(StatusCode::UNAUTHORIZED, code, detail, self.explains())
+            }
+            Refusal::NoVerdict(why) => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                Problem::denied(status, NO_VERDICT, why, self.explains()).retry_after(retry_after_s())
+            }
+        }
+    }
+
+    /// Whether a session may see a project.
+    fn check_rights(&self, session: Option<&Session>, project: &ProjectId) -> Result<(), Problem> {
+        let Some(session) = session else { return Ok(()) };
+        let projects = session.projects();
+        if projects.include(project) {
+            return Ok(());
+        }
+        self.metrics.refused(NOT_AUTHORIZED);
+        let entries: Vec<_> = projects.entries().collect();
+        let detail =
+            format!("no right to project {project}: the session's `projects` are [{}]", entries.join(", "));
+        Err(Problem::denied(StatusCode::FORBIDDEN, NOT_AUTHORIZED, &detail, self.explains()))
+    }
+
+    /// Whether whoever is refused is told the rule: in development. Elsewhere the code has to do.
+    fn explains(&self) -> bool {
+        self.settings.environment == Environment::Development
+    }
 }
+
+/// It cannot be found out who somebody is.
+const NO_VERDICT: &str = "no_verdict";
+/// Somebody may not see a project.
+const NOT_AUTHORIZED: &str = "not_authorized";
 
 /// When to come back, in seconds: those who are refused in the same moment do not come back in the same moment.
 fn retry_after_s() -> u64 {
@@ -115,9 +175,10 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
         .route("/sse", get(sse::subscribe))
         .route("/api/config", get(config::show))
         .route("/api/projects/{project_id}/events", get(history::list))
+        .route("/api/tickets", post(tickets::give))
         .route("/schema/{name}", get(schema::show))
         .merge(health_routes());
-    let development = edge.settings.environment == crate::config::Environment::Development;
+    let development = edge.settings.environment == Environment::Development;
     let router = if edge.settings.internal_listen.is_none() {
         router.merge(operator_routes()).route("/metrics", get(metrics::public))
     } else {

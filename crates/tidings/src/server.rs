@@ -33,8 +33,9 @@ use crate::{
     accept::{self, Incomings, Sharing},
     access::Access,
     admission::Admission,
+    auth::{Auth, Shared},
     burst::Bursts,
-    config::{EngineKind, Settings},
+    config::{EngineKind, Environment, Settings},
     ingest::Ingest,
     metrics::Metrics,
     routes::{self, Edge},
@@ -84,6 +85,9 @@ pub enum StartError {
     /// The engine does not answer.
     #[error(transparent)]
     Engine(EngineError),
+    /// What was revoked cannot be read or kept.
+    #[error("TIDINGS_DATA_DIR: what was revoked cannot be kept there: {0}")]
+    Revocations(io::Error),
     /// A shard has ended while the service ran, and its connections with it. What it was is in the log.
     #[error("a shard has failed; the service stops, so that it is started anew")]
     Shard,
@@ -164,10 +168,12 @@ impl Server {
             .redis
             .clone()
             .map(|address| listeners(address, &settings, &node, &ingest, &metrics, &tasks));
+        let auth = auth(&settings, &node)?;
         let edge = Edge {
             port: public.port(),
             settings,
             access,
+            auth: Arc::new(auth),
             admission,
             refusals: Bursts::default(),
             turning_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE_MAX)),
@@ -221,6 +227,7 @@ impl Server {
             let router = routes::internal(&edge);
             edge.tasks.spawn(accept::serve(incomings, router, edge.tasks.clone(), accepting.clone()));
         }
+        edge.tasks.spawn(Arc::clone(&edge.auth).run(stop_upkeep.child_token()));
         if let Some((channel, stream)) = listeners {
             edge.tasks.spawn(channel.run(sources.clone()));
             edge.tasks.spawn(stream.run(sources.clone()));
@@ -302,6 +309,22 @@ fn listeners(
     (channel, stream)
 }
 
+/// What decides about sessions. A node that keeps its own streams keeps what it has revoked with them.
+fn auth(settings: &Settings, node: &Arc<Node>) -> Result<Auth, StartError> {
+    let of_streams = node.redis().map(|member| Arc::clone(&member.servers));
+    let elsewhere = settings.session.redis.clone().map(|address| Arc::new(Servers::lazy(address)));
+    let beside = || settings.redis.clone().map(|address| Arc::new(Servers::lazy(address)));
+    let sessions_at = elsewhere.or_else(|| of_streams.clone()).or_else(beside);
+    let shared = match (of_streams, &settings.journal) {
+        (Some(servers), _) => Shared::Redis(servers),
+        (None, Some(journal)) => Shared::Folder(&journal.folder),
+        (None, None) => Shared::Nothing,
+    };
+    let shards = (0..node.shards()).map(|number| node.shard(number)).collect();
+    Auth::new(settings, sessions_at, shared, shards, Arc::clone(node.vigil()))
+        .map_err(StartError::Revocations)
+}
+
 fn node_options(settings: &Settings) -> NodeOptions {
     let history = settings.history.clone();
     let connection_timeout = settings.connection_timeout;
@@ -326,6 +349,7 @@ fn node_options(settings: &Settings) -> NodeOptions {
             behind_bytes: settings.behind_bytes,
             slow_bytes_max: settings.slow_bytes_max,
             retained_bytes_max: settings.retained_bytes_max,
+            explains_rights: settings.environment == Environment::Development,
         },
         engine,
     }

@@ -29,7 +29,7 @@ impl Setting {
 }
 
 /// Every setting that has a meaning in this version.
-pub static SETTINGS: [Setting; 39] = [
+pub static SETTINGS: [Setting; 49] = [
     plain("ENVIRONMENT", Some("development"), "`development`, `docker` or `production`"),
     plain("BACKEND_HOST", Some("localhost"), "host that clients use inside the network"),
     plain("BACKEND_PORT", Some("8000"), "port to listen on, and that clients use inside the network"),
@@ -89,7 +89,46 @@ pub static SETTINGS: [Setting; 39] = [
     plain(
         "TIDINGS_AUTH",
         None,
-        "who may connect: `none`; unset: `none` on loopback in development, else an error",
+        "who may connect, by one or more ways that are tried in order, comma separated: `redis-session`, `signed-cookie`, `jwt`, `ticket`, `callback`; or `none` alone: everybody may see everything; unset: `none` on loopback in development, else an error",
+    ),
+    plain(
+        "TIDINGS_SESSION_COOKIE",
+        Some("session"),
+        "the cookie of `redis-session`, which holds the session's id, and of `signed-cookie`, which holds the session",
+    ),
+    plain("TIDINGS_SESSION_KEY", Some("session:{id}"), "where `redis-session` finds a session in Redis"),
+    plain(
+        "TIDINGS_SESSION_CODEC",
+        Some("json"),
+        "how a session is written there: `json`, `msgpack` (Flask-Session), or `string`: the value is the user's id (fastapi-users)",
+    ),
+    plain(
+        "TIDINGS_SESSION_USER",
+        Some("/user_id"),
+        "where a session has its user, as a JSON Pointer; without one there nobody is logged in",
+    ),
+    plain(
+        "TIDINGS_SESSION_PROJECTS",
+        Some("/projects"),
+        "where a session has the projects that it may see, as a JSON Pointer",
+    ),
+    plain(
+        "TIDINGS_SESSION_PROJECTS_KEY",
+        None,
+        "where Redis has the projects of a user instead, as JSON: a key with `{user_id}` in it; a change there takes effect as one of the session does",
+    ),
+    secret(
+        "TIDINGS_SESSION_REDIS_URL",
+        "the Redis that has the sessions, if it is not the one of REDIS_URL; or another database of that",
+    ),
+    secret(
+        "TIDINGS_SESSION_SECRET",
+        "the secret that the application signs its session cookies with, and former ones that are still good, comma separated; at least 16 bytes each",
+    ),
+    plain(
+        "TIDINGS_SESSION_MAX_AGE",
+        Some("1209600"),
+        "seconds that a signed cookie is good after it was signed, as the application has it",
     ),
     secret(
         "TIDINGS_PUBLISH_KEYS",
@@ -116,6 +155,7 @@ pub static SETTINGS: [Setting; 39] = [
         None,
         "the same from one address (of IPv6: from one /64); takes effect with TIDINGS_TRUSTED_PROXIES; unset: no limit",
     ),
+    plain("TIDINGS_CONNECTIONS_PER_USER_MAX", None, "the same of one user; unset: no limit"),
     plain(
         "TIDINGS_ACCEPT_RATE_MAX",
         None,
@@ -161,8 +201,7 @@ pub static SETTINGS: [Setting; 39] = [
 pub(super) const OF_PUBLISHERS: [&str; 1] = ["TIDINGS_PUBLISH_TO"];
 
 /// Variables of the contract that a later version gives a meaning: their own warning instead of "unknown".
-pub(super) const LATER: [&str; 9] = [
-    "TIDINGS_SESSION_SECRET",
+pub(super) const LATER: [&str; 8] = [
     "TIDINGS_JWT_SECRET",
     "TIDINGS_JWT_PUBLIC_KEY",
     "TIDINGS_JWKS_URL",

@@ -15,7 +15,8 @@ use super::Edge;
 /// `GET /health/websocket`: always 200 while it can answer.
 pub(super) async fn websocket(State(edge): State<Arc<Edge>>) -> Json<Value> {
     let silent = edge.node.vigil().silent();
-    let degraded = !silent.is_empty() || edge.node.engine().failing().is_some();
+    let degraded =
+        !silent.is_empty() || edge.auth.silent().is_some() || edge.node.engine().failing().is_some();
     let status = match (edge.is_draining(), degraded) {
         (true, _) => "draining",
         (false, true) => "degraded",
@@ -45,7 +46,11 @@ pub(super) async fn ready(State(edge): State<Arc<Edge>>, RawQuery(query): RawQue
     ];
     let parts = edge.node.vigil().parts();
     checks.extend(parts.into_iter().map(|(part, is_heard)| (format!("{part} is heard"), is_heard)));
-    report(query.as_deref(), &checks)
+    // Whoever is connected is served meanwhile, and another node would ask the same.
+    let (status, text) = report(query.as_deref(), &checks);
+    let silent =
+        edge.auth.silent().map(|silent| format!("[!] {silent} cannot be asked; nobody new is let in\n"));
+    (status, silent.unwrap_or_default() + &text)
 }
 
 fn report(query: Option<&str>, checks: &[(String, bool)]) -> (StatusCode, String) {

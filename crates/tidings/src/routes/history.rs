@@ -7,12 +7,12 @@ use axum::{
         Path, Query, State,
         rejection::{PathRejection, QueryRejection},
     },
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
 use tidings_engine::engine::{HistoryPage, PageLimit};
-use tidings_protocol::{Epoch, Offset, Position, StreamId};
+use tidings_protocol::{Audience, Epoch, Offset, Position, StreamId};
 
 use super::{Edge, problem::Problem};
 
@@ -28,9 +28,11 @@ pub(super) struct Parameters {
 
 pub(super) async fn list(
     State(edge): State<Arc<Edge>>,
+    headers: HeaderMap,
     project_id: Result<Path<String>, PathRejection>,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Result<Response, Problem> {
+    edge.check_origin(&headers)?;
     let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
     let Path(project_id) = project_id.map_err(|error| bad(format!("project_id: {error}")))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
@@ -45,9 +47,19 @@ pub(super) async fn list(
         (None, None) => None,
         _ => return Err(bad("expected both of since_epoch and since_offset, or none".to_owned())),
     };
+    let session = edge.authenticate(&headers, false).await.map_err(|refusal| edge.problem_of(&refusal))?;
+    if let Some(project) = stream.project_id() {
+        edge.check_rights(session.as_ref(), project)?;
+    }
     let limit = PageLimit { records: limit, bytes: usize::MAX, folded: false };
     let page = edge.node.engine().history(&stream, since.as_ref(), limit).await;
-    let page = page.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    let mut page = page.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    if let Some(session) = session {
+        // The announcements speak of projects that are not everybody's.
+        let projects = session.projects();
+        let may_see = |audience: &Audience| projects.include_audience(audience);
+        page.records.retain(|record| record.audience.as_deref().is_none_or(may_see));
+    }
     Ok(([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")], encode(&page))
         .into_response())
 }

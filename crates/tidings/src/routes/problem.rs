@@ -52,15 +52,18 @@ impl Problem {
     }
 
     /// Somebody may not. In development `told` what the rule is; in production the code has to do.
-    #[allow(dead_code, reason = "x")]
     pub(super) fn denied(status: StatusCode, code: &'static str, detail: &str, told: bool) -> Self {
         Self { code: Some(code), ..Self::new(status, if told { detail } else { "" }) }
     }
 
     /// There is no room for one more connection.
     pub(super) fn refused(refused: Refused, retry_after_s: u64) -> Self {
-        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, refused.detail());
-        Self { retry_after_s, ..problem }
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, refused.detail()).retry_after(retry_after_s)
+    }
+
+    /// When to come back.
+    pub(super) fn retry_after(self, retry_after_s: u64) -> Self {
+        Self { retry_after_s, ..self }
     }
 
     pub(super) fn invalid_events(errors: Vec<ItemError>) -> Self {

@@ -15,7 +15,7 @@ use tidings_engine::driver::ShardHandle;
 use tidings_protocol::{Epoch, Position, ProjectId, StreamId, TypeFilter};
 
 use super::{Edge, problem::Problem, retry_after_s};
-use crate::admission::Refused;
+use crate::{admission::Refused, auth::Refusal};
 
 /// Begins a stream. A browser keeps the last reconnection time that it was told, and the last may have been the appointment of
 /// a node that stopped.
@@ -52,11 +52,33 @@ pub(super) async fn subscribe(
     });
     let types = types.map_err(|error| bad(format!("types: {error}")))?;
     let since = last_event_id(&headers).map_err(|detail| bad(detail.to_owned()))?;
-    let guard = match edge.admit(&headers, peer.ip()) {
-        Ok(guard) => guard,
+    let admitted = match edge.admit(&headers, peer.ip()) {
+        Ok(admitted) => admitted,
         Err(refused) => return refuse(&headers, refused),
     };
-    let events = shard.open_event_stream(StreamId::Project(project), types, since, guard);
+    let session = match edge.authenticate(&headers, false).await {
+        Ok(session) => session,
+        Err(Refusal::NoVerdict(_)) if reads_event_streams(&headers) => return Ok(come_back("no verdict")),
+        Err(refusal) => return Err(edge.problem_of(&refusal)),
+    };
+    edge.check_rights(session.as_ref(), &project)?;
+    let stream = StreamId::Project(project);
+    let events = match session {
+        None => shard.open_event_stream(stream, types, since, admitted, None),
+        Some(session) => {
+            let user = match edge.admission.admit_user(session.user()) {
+                Ok(user) => user,
+                Err(refused) => {
+                    edge.note_refused(refused);
+                    return refuse(&headers, refused);
+                }
+            };
+            let session = Arc::new(session);
+            let guard = Box::new((admitted, user, Arc::clone(&session)));
+            let open = |holder| shard.open_event_stream(stream, types, since, guard, Some(holder));
+            session.connect(&shard, open).map_err(|denied| edge.problem_of(&denied.into()))?
+        }
+    };
     let beginning = stream::iter([Bytes::from_static(RECONNECTION_TIME)]);
     let body = Body::from_stream(beginning.chain(events).map(Ok::<_, Infallible>));
     Ok((HEADERS, body).into_response())
@@ -65,13 +87,20 @@ pub(super) async fn subscribe(
 /// Says that there is no room. On any status but 200 a browser's `EventSource` gives up for good; after a stream that ends it
 /// comes back when it was told to.
 fn refuse(headers: &HeaderMap, refused: Refused) -> Result<Response, Problem> {
-    let retry_after_s = retry_after_s();
-    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
-    if !accepts.is_some_and(|accepts| accepts.contains("text/event-stream")) {
-        return Err(Problem::refused(refused, retry_after_s));
+    if reads_event_streams(headers) {
+        return Ok(come_back(refused.detail()));
     }
-    let body = format!(": {}\nretry: {}\n\n", refused.detail(), retry_after_s * 1000);
-    Ok((HEADERS, body).into_response())
+    Err(Problem::refused(refused, retry_after_s()))
+}
+
+fn reads_event_streams(headers: &HeaderMap) -> bool {
+    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    accepts.is_some_and(|accepts| accepts.contains("text/event-stream"))
+}
+
+/// A stream that ends at once, and says when to come back.
+fn come_back(why: &str) -> Response {
+    (HEADERS, format!(": {why}\nretry: {}\n\n", retry_after_s() * 1000)).into_response()
 }
 
 /// `EPOCH:OFFSET`, as the last event's `id` said. An epoch may hold anything, so the last colon divides.

@@ -8,13 +8,18 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use tidings_engine::driver::ShardHandle;
+use tidings_engine::driver::{Guard, ShardHandle};
+use tidings_protocol::CloseCode;
 
 use super::{Edge, peer_of, problem::Problem, retry_after_s};
 use crate::{
     admission::Refused,
+    auth::{Refusal, Session},
     handshake::{Handshake, turn_away},
 };
+
+/// What a close frame has room for (RFC 6455, section 5.5).
+const CLOSE_REASON_BYTES_MAX: usize = 123;
 
 pub(super) async fn upgrade(
     State(edge): State<Arc<Edge>>,
@@ -26,15 +31,35 @@ pub(super) async fn upgrade(
         edge.metrics.refused("not_a_websocket");
         return Ok(not_a_websocket());
     };
-    let guard = match edge.admit(request.headers(), peer_of(request.extensions())) {
-        Ok(guard) => guard,
-        Err(refused) => return refuse(&edge, handshake, refused),
+    let admitted = match edge.admit(request.headers(), peer_of(request.extensions())) {
+        Ok(admitted) => admitted,
+        Err(refused) => return no_room(&edge, handshake, refused),
+    };
+    let session = match edge.authenticate(request.headers(), true).await {
+        Ok(session) => session.map(Arc::new),
+        Err(refusal) => return nobody(&edge, handshake, &refusal),
+    };
+    let guard: Guard = match &session {
+        None => admitted,
+        Some(session) => match edge.admission.admit_user(session.user()) {
+            Ok(user) => Box::new((admitted, user, Arc::clone(session))),
+            Err(refused) => {
+                edge.note_refused(refused);
+                return no_room(&edge, handshake, refused);
+            }
+        },
     };
     let deflate = handshake.deflate;
     let (response, socket) = handshake.split();
+    let explains = edge.explains();
     edge.tasks.spawn(async move {
         match socket.await {
-            Ok((socket, leftover)) => shard.open_websocket(socket, leftover, deflate, guard),
+            Ok((socket, leftover)) => {
+                let Some(session) = session else {
+                    return shard.open_websocket(socket, leftover, deflate, guard, None);
+                };
+                hand_over(&shard, &session, (socket, leftover, deflate, guard), explains).await;
+            }
             // The peer has gone before it had the answer.
             Err(error) => tracing::debug!(error, "upgrade"),
         }
@@ -42,24 +67,67 @@ pub(super) async fn upgrade(
     Ok(response)
 }
 
-/// Says that there is no room. Who speaks our protocol is let in to be told, because a browser shows a page no HTTP status; not
-/// many at once, because each of them is a connection.
-fn refuse(edge: &Edge, handshake: Handshake, refused: Refused) -> Result<Response, Problem> {
-    let retry_after_s = retry_after_s();
+/// Gives a socket to its shard, if its session has not ended while it was on its way.
+async fn hand_over(
+    shard: &ShardHandle,
+    session: &Session,
+    parts: (std::net::TcpStream, bytes::Bytes, bool, Guard),
+    explains: bool,
+) {
+    let mut parts = Some(parts);
+    let connected = session.connect(shard, |holder| {
+        if let Some((socket, leftover, deflate, guard)) = parts.take() {
+            shard.open_websocket(socket, leftover, deflate, guard, Some(holder));
+        }
+    });
+    if let (Err(denied), Some((socket, ..))) = (connected, parts) {
+        let reason = if explains { &denied.detail } else { denied.code };
+        turn_away(socket, CloseCode::NoSession, cut(reason)).await;
+    }
+}
+
+fn no_room(edge: &Edge, handshake: Handshake, refused: Refused) -> Result<Response, Problem> {
+    let (retry_after_s, code) = (retry_after_s(), refused.close_code());
+    let reason = format!("{}; retry in {retry_after_s} s", code.reason());
+    refuse(edge, handshake, code, reason, Problem::refused(refused, retry_after_s))
+}
+
+fn nobody(edge: &Edge, handshake: Handshake, refusal: &Refusal) -> Result<Response, Problem> {
+    let problem = edge.problem_of(refusal);
+    let (code, reason) = match refusal {
+        Refusal::Denied(denied) if edge.explains() => (CloseCode::NoSession, denied.detail.clone()),
+        Refusal::Denied(denied) => (CloseCode::NoSession, denied.code.to_owned()),
+        Refusal::NoVerdict(_) => (CloseCode::TryAgainLater, super::NO_VERDICT.to_owned()),
+    };
+    refuse(edge, handshake, code, reason, problem)
+}
+
+/// Says no. Who speaks our protocol is let in to be told, because a browser shows a page no HTTP status; not many at once,
+/// because each of them is a connection.
+fn refuse(
+    edge: &Edge,
+    handshake: Handshake,
+    code: CloseCode,
+    reason: String,
+    problem: Problem,
+) -> Result<Response, Problem> {
     let place = Arc::clone(&edge.turning_away).try_acquire_owned();
     let Some(place) = place.ok().filter(|_| handshake.speaks_tidings) else {
-        return Err(Problem::refused(refused, retry_after_s));
+        return Err(problem);
     };
     let (response, socket) = handshake.split();
     edge.tasks.spawn(async move {
-        let code = refused.close_code();
-        let reason = format!("{}; retry in {retry_after_s} s", code.reason());
         if let Ok((socket, _)) = socket.await {
-            turn_away(socket, code, &reason).await;
+            turn_away(socket, code, cut(&reason)).await;
         }
         drop(place);
     });
     Ok(response)
+}
+
+/// As much of a reason as a close frame has room for.
+fn cut(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(CLOSE_REASON_BYTES_MAX)]
 }
 
 fn not_a_websocket() -> Response {

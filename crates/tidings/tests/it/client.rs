@@ -46,6 +46,21 @@ impl Client {
         Ok(client)
     }
 
+    /// The code and reason with which a client with these headers is closed before it was served.
+    pub(crate) async fn turned_away(service: &Service, headers: &[(&'static str, &str)]) -> (u16, String) {
+        let mut request =
+            format!("ws://localhost:{}/ws", service.address.port()).into_client_request().unwrap();
+        for &(name, value) in headers {
+            request.headers_mut().insert(name, value.parse().unwrap());
+        }
+        let stream = TcpStream::connect(service.address).await.unwrap();
+        let (mut socket, _) = client_async(request, stream).await.unwrap();
+        match timeout(DEADLINE, socket.next()).await.expect("a close in time") {
+            Some(Ok(Message::Close(Some(frame)))) => (frame.code.into(), frame.reason.to_string()),
+            other => panic!("no close frame but {other:?}"),
+        }
+    }
+
     /// Takes a socket after its handshake.
     pub(crate) async fn established(socket: WebSocketStream<TcpStream>) -> Self {
         let mut client = Self { socket, established: Value::Null, notices: Vec::new() };

@@ -18,5 +18,6 @@ mod redis_channel;
 mod redis_streams;
 mod restart;
 mod resume;
+mod sessions;
 mod sse;
 mod websocket;

@@ -65,7 +65,7 @@ impl RedisAddress {
         Ok(Self { kind })
     }
 
-    pub(super) fn is_cluster(&self) -> bool {
+    pub(crate) fn is_cluster(&self) -> bool {
         matches!(self.kind, Kind::Cluster { .. })
     }
 

@@ -119,6 +119,11 @@ impl Servers {
         }
     }
 
+    /// Whether keys are in as many places as there are primaries.
+    pub fn is_cluster(&self) -> bool {
+        self.address.is_cluster()
+    }
+
     /// All primaries; the first is the one at which everything is heard that belongs to no key.
     pub fn primaries(&self) -> Vec<Arc<Primary>> {
         self.topology.lock().primaries.clone()
