@@ -115,7 +115,7 @@ impl Projects {
             Set::Everything => (&[], &[]),
             Set::Listed { ids, patterns } => (ids, patterns),
         };
-        ids.iter().chain(patterns).map(|entry: &Box<str>| &**entry)
+        ids.iter().chain(patterns).map(AsRef::as_ref)
     }
 }
 
@@ -162,12 +162,12 @@ mod tests {
     #[track_caller]
     fn check(entries: &[&str], included: &[&str], excluded: &[&str]) {
         let projects = Projects::listed(entries);
-        let includes = |id: &&str| projects.include(&ProjectId::try_from(*id).unwrap());
+        let has = |id: &&str| projects.include(&ProjectId::try_from(*id).unwrap());
         for id in included {
-            assert!(includes(id), "{entries:?} should include {id}");
+            assert!(has(id), "{entries:?} should include {id}");
         }
         for id in excluded {
-            assert!(!includes(id), "{entries:?} should not include {id}");
+            assert!(!has(id), "{entries:?} should not include {id}");
         }
     }
 
