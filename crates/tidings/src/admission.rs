@@ -6,16 +6,14 @@ use std::{
     hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
-    time::Duration,
 };
 
 use axum::http::HeaderMap;
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use tidings_protocol::{CloseCode, UserId};
-use tokio::time::Instant;
 
-use crate::{config::Settings, forwarded::client_address};
+use crate::{config::Settings, forwarded::client_address, rate::Rate};
 
 /// The limits of a node.
 #[derive(Debug)]
@@ -108,7 +106,7 @@ impl Admission {
         };
         let address = self.addresses.as_ref().map(take).transpose()?;
         // Last, so that who is refused anyway takes no turn from others.
-        if self.rate.as_ref().is_some_and(|rate| !rate.admits()) {
+        if self.rate.as_ref().is_some_and(|rate| rate.take(1).is_err()) {
             return Err(Refused::Rate);
         }
         Ok(Admitted { _connection: connection, _address: address })
@@ -179,32 +177,6 @@ impl<K: Eq + Hash> Drop for Place<K> {
     }
 }
 
-/// So many in a second, and those of one second at once: the generic cell rate algorithm, which is a bucket of tokens that
-/// remembers one moment.
-#[derive(Debug)]
-struct Rate {
-    interval: Duration,
-    /// When the next one would come if all came evenly.
-    next: Mutex<Instant>,
-}
-
-impl Rate {
-    fn new(per_second: u32) -> Self {
-        Self { interval: Duration::from_secs(1) / per_second.max(1), next: Mutex::new(Instant::now()) }
-    }
-
-    fn admits(&self) -> bool {
-        let now = Instant::now();
-        let mut next = self.next.lock();
-        let after = (*next).max(now) + self.interval;
-        let admits = after <= now + Duration::from_secs(1);
-        if admits {
-            *next = after;
-        }
-        admits
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,22 +200,5 @@ mod tests {
         assert_eq!(counted("2001:db8:1:2::3"), counted("2001:db8:1:2:ffff::4"));
         assert_ne!(counted("2001:db8:1:2::3"), counted("2001:db8:1:3::3"));
         assert_ne!(counted("192.0.2.1"), counted("192.0.2.2"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_second_brings_so_many_and_no_more() {
-        let rate = Rate::new(4);
-        for _ in 0..3 {
-            assert_eq!((0..10).filter(|_| rate.admits()).count(), 4);
-            tokio::time::advance(Duration::from_millis(250)).await;
-            assert_eq!((0..10).filter(|_| rate.admits()).count(), 1);
-            tokio::time::advance(Duration::from_secs(100)).await;
-        }
-        let slow = Rate::new(1);
-        assert!(slow.admits() && !slow.admits());
-        tokio::time::advance(Duration::from_millis(999)).await;
-        assert!(!slow.admits());
-        tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(slow.admits());
     }
 }

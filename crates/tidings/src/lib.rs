@@ -12,6 +12,7 @@ mod forwarded;
 pub mod handshake;
 mod ingest;
 mod metrics;
+mod rate;
 mod routes;
 mod server;
 mod sources;
