@@ -92,6 +92,17 @@ pub(crate) fn resume_expired(id: Option<MessageId>) -> Reply {
     })
 }
 
+/// The answer to messages that come too fast.
+pub(crate) fn rate_limited() -> Reply {
+    Reply::Refused(RefusedMessage {
+        code: ErrorCode::RateLimited,
+        message: "too many messages in too short a time; what comes now is not looked at".to_owned(),
+        hint: Some("wait a second and send again; who goes on is closed with 4529".to_owned()),
+        id: None,
+        project_id: None,
+    })
+}
+
 fn subscribe(
     stream: StreamId,
     types: TypeFilter,

@@ -3,6 +3,7 @@
 //! Pure: sockets, time and the engine's answers are passed in, effects are taken out. It waits for nothing and knows no
 //! thread. [`driver`](crate::driver) runs it on real sockets, a simulation in `tests/` on virtual ones.
 
+mod allowance;
 mod client;
 mod drain;
 mod encoding;
@@ -41,6 +42,7 @@ use crate::{
     wire::{Deflater, Inflater, Reader, close_frame},
 };
 
+use allowance::Allowance;
 use client::{Client, Closing, Flags, Subscribing};
 use drain::Drain;
 use followed::{Followed, Member, Selection};
@@ -105,6 +107,8 @@ pub struct ShardOptions {
     pub heartbeat_interval_s: u64,
     /// Subscriptions that one connection may have.
     pub subscriptions_max: usize,
+    /// Messages per second that a WebSocket may send; more of them at once.
+    pub message_rate_max: u32,
     /// What waits for a blocked socket longer than this makes its client *behind*.
     pub behind_age_ms: u64,
     /// More waiting bytes than this make a blocked client *behind*.
@@ -215,6 +219,7 @@ pub enum Answer {
 pub struct Shard<S> {
     number: u16,
     options: ShardOptions,
+    allowed: allowance::Limits,
     now: Moment,
     clients: Slab<Client<S>>,
     generation: u32,
@@ -267,6 +272,7 @@ impl<S: Socket> Shard<S> {
     ) -> Self {
         let mut shard = Self {
             number,
+            allowed: allowance::Limits::new(options.message_rate_max, options.subscriptions_max),
             options,
             now,
             clients: Slab::new(),
@@ -358,6 +364,7 @@ impl<S: Socket> Shard<S> {
             beat_ms: self.first_beat(key),
             heartbeat_ms: now_ms,
             pinged_ms: None,
+            allowance: Allowance::default(),
             flags: Flags::default(),
         };
         self.wheel.schedule(client.beat_ms, key);

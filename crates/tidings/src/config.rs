@@ -77,6 +77,8 @@ pub struct Settings {
     pub connections_per_user_max: Option<usize>,
     /// New connections per second.
     pub accept_rate_max: Option<u32>,
+    /// See [`ShardOptions::message_rate_max`](tidings_engine::shard::ShardOptions::message_rate_max).
+    pub message_rate_max: u32,
     /// See [`ShardOptions::behind_age_ms`](tidings_engine::shard::ShardOptions::behind_age_ms).
     pub behind_age_ms: u64,
     /// See [`ShardOptions::behind_bytes`](tidings_engine::shard::ShardOptions::behind_bytes).
@@ -241,6 +243,7 @@ impl Settings {
                 CONNECTIONS_MAX,
             )?,
             accept_rate_max: layers.optional_number("TIDINGS_ACCEPT_RATE_MAX", 1, 1_000_000)?,
+            message_rate_max: layers.number("TIDINGS_MESSAGE_RATE_MAX", 1, 100_000)?,
             behind_age_ms: layers.number("TIDINGS_BEHIND_AGE_MS", 10, 60_000)?,
             behind_bytes: layers.number("TIDINGS_BEHIND_BYTES", 16 << 10, 1 << 30)?,
             slow_bytes_max: layers.number("TIDINGS_SLOW_BYTES_MAX", 64 << 10, 1 << 32)?,
@@ -606,6 +609,7 @@ mod tests {
             ("TIDINGS_TRUSTED_PROXIES", "10.0.0.0/33", "expected an address or a network"),
             ("TIDINGS_CONNECTIONS_MAX", "0", "a whole number from 1"),
             ("TIDINGS_ACCEPT_RATE_MAX", "fast", "a whole number from 1"),
+            ("TIDINGS_MESSAGE_RATE_MAX", "0", "a whole number from 1 to 100000"),
             ("TIDINGS_DRAIN_SECONDS", "3601", "a whole number from 0 to 3600"),
             ("TIDINGS_LOG_FORMAT", "xml", "`text`, `json`"),
             ("CONTAINER_RESTART", "maybe", "`false`, `true`"),

@@ -350,6 +350,7 @@ fn node_options(settings: &Settings) -> NodeOptions {
             slow_bytes_max: settings.slow_bytes_max,
             retained_bytes_max: settings.retained_bytes_max,
             explains_rights: settings.environment == Environment::Development,
+            message_rate_max: settings.message_rate_max,
         },
         engine,
     }

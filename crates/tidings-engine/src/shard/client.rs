@@ -12,7 +12,7 @@ use crate::{
     wire::Reader,
 };
 
-use super::{ConnectionKey, encoding::Encoding, sessions::Seat, tail::Slices};
+use super::{ConnectionKey, allowance::Allowance, encoding::Encoding, sessions::Seat, tail::Slices};
 
 /// A connection. Small while it is idle: what it needs only now and then is boxed.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ pub(super) struct Client<S> {
     pub(super) heartbeat_ms: u64,
     /// The oldest ping that may be unanswered.
     pub(super) pinged_ms: Option<u64>,
+    /// What it may still send.
+    pub(super) allowance: Allowance,
     pub(super) flags: Flags,
 }
 

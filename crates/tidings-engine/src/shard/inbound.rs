@@ -12,6 +12,7 @@ use crate::{
 
 use super::{
     Closing, ConnectionKey, Encoding, Shard, Socket,
+    allowance::{Sent, Verdict},
     client::{Resuming, Subscribing},
     subscribing::ANSWER_ROOM_BYTES,
 };
@@ -131,7 +132,13 @@ impl<S: Socket> Shard<S> {
             None => std::mem::take(&mut self.spare_reader),
         };
         loop {
-            match reader.read(&mut input, &rules, &mut self.inflater) {
+            let read = reader.read(&mut input, &rules, &mut self.inflater);
+            let fragments = reader.take_fragments();
+            if fragments > 0 && !self.allows(index, Sent::Frames(fragments)) && !self.clients.contains(index)
+            {
+                return;
+            }
+            match read {
                 Ok(Some(incoming)) => self.take(index, incoming),
                 Ok(None) => break,
                 Err(violation) => {
@@ -169,6 +176,14 @@ impl<S: Socket> Shard<S> {
             }
             return;
         }
+        let sent = match incoming {
+            Incoming::Text(_) | Incoming::Ping(_) => Some(Sent::Message),
+            Incoming::Pong => Some(Sent::Frames(1)),
+            Incoming::Close(_) | Incoming::Binary(_) => None,
+        };
+        if sent.is_some_and(|sent| !self.allows(index, sent)) {
+            return;
+        }
         match incoming {
             Incoming::Text(text) => self.receive(index, &text),
             Incoming::Ping(payload) => {
@@ -178,6 +193,29 @@ impl<S: Socket> Shard<S> {
             Incoming::Close(code) => self.answer_close(index, code),
             Incoming::Pong | Incoming::Binary(_) => {}
         }
+    }
+
+    /// Whether the client may send this now. If not, it is told, and closed if it was told and goes on.
+    fn allows(&mut self, index: usize, sent: Sent) -> bool {
+        let client = &mut self.clients[index];
+        if client.closing.is_some() {
+            return false;
+        }
+        match client.allowance.take(sent, self.now.ms, &self.allowed) {
+            Verdict::Allowed => return true,
+            Verdict::Refused { told: false } => {}
+            Verdict::Refused { told: true } => {
+                let message = session::rate_limited().into_message(self.now.wall);
+                self.send(index, &message);
+                self.visit_now(index);
+            }
+            Verdict::Ended => {
+                self.say_close(index, CloseCode::TooMany);
+                // Before what else is read: a close of its own may be in it, and would end the connection first.
+                self.visit_now(index);
+            }
+        }
+        false
     }
 
     /// The peer closes. It is answered with the next pass, so that what its close means is done before it reads the answer.

@@ -89,6 +89,8 @@ pub struct Reader {
     /// The payload of a control frame, which may come between the fragments of a message.
     control: Vec<u8>,
     message: Option<MessageUnderWay>,
+    /// Fragments that came and ended no message.
+    fragments: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +116,12 @@ impl Reader {
     /// Whether no message is under way: an idle reader holds nothing and may be replaced by a new one.
     pub fn is_idle(&self) -> bool {
         self.header.is_empty() && self.frame.is_none() && self.message.is_none()
+    }
+
+    /// How many fragments that end no message have come since this was last asked. They may be empty, so that a limit on
+    /// messages and their bytes alone does not limit them.
+    pub fn take_fragments(&mut self) -> u32 {
+        std::mem::take(&mut self.fragments)
     }
 
     /// Takes bytes off the front of `input` until something is whole. `None`: all of `input` was taken.
@@ -252,7 +260,10 @@ impl Reader {
                 self.control = Vec::new();
                 return Ok(Some(Incoming::Pong));
             }
-            OpCode::Data(_) if !frame.is_final => return Ok(None),
+            OpCode::Data(_) if !frame.is_final => {
+                self.fragments = self.fragments.saturating_add(1);
+                return Ok(None);
+            }
             OpCode::Data(_) => {}
         }
         let Some(MessageUnderWay { text, compressed, mut payload, checked }) = self.message.take() else {
@@ -351,6 +362,17 @@ mod tests {
             ];
             assert_eq!(read, expected, "in steps of {step}");
         }
+    }
+
+    #[test]
+    fn fragments_are_counted_until_somebody_asks() {
+        let (mut reader, mut inflater) = (Reader::default(), Inflater::default());
+        let bytes = [frame(0x01, b""), frame(0x00, b""), frame(0x89, b""), frame(0x00, b"x")].concat();
+        let mut input = &bytes[..];
+        assert_eq!(reader.read(&mut input, &RULES, &mut inflater), Ok(Some(Incoming::Ping(Vec::new()))));
+        assert_eq!((reader.take_fragments(), reader.take_fragments()), (2, 0));
+        assert_eq!(reader.read(&mut input, &RULES, &mut inflater), Ok(None));
+        assert_eq!(reader.take_fragments(), 1);
     }
 
     #[test]

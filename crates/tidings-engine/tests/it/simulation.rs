@@ -256,6 +256,7 @@ pub(crate) fn options() -> ShardOptions {
         restarted: false,
         heartbeat_interval_s: 30,
         subscriptions_max: 2,
+        message_rate_max: 1000,
         behind_age_ms: 500,
         behind_bytes: 4000,
         slow_bytes_max: 30_000,

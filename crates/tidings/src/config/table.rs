@@ -29,7 +29,7 @@ impl Setting {
 }
 
 /// Every setting that has a meaning in this version.
-pub static SETTINGS: [Setting; 49] = [
+pub static SETTINGS: &[Setting] = &[
     plain("ENVIRONMENT", Some("development"), "`development`, `docker` or `production`"),
     plain("BACKEND_HOST", Some("localhost"), "host that clients use inside the network"),
     plain("BACKEND_PORT", Some("8000"), "port to listen on, and that clients use inside the network"),
@@ -162,6 +162,11 @@ pub static SETTINGS: [Setting; 49] = [
         "new WebSockets and event streams per second, those of one second at once; unset: no limit",
     ),
     plain("TIDINGS_SUBSCRIPTIONS_MAX", Some("500"), "subscriptions per connection"),
+    plain(
+        "TIDINGS_MESSAGE_RATE_MAX",
+        Some("100"),
+        "messages per second that one WebSocket may send, pings too, 1 to 100000; at once those of 10 seconds and its subscriptions; above: `rate_limited`, then a close with 4529",
+    ),
     plain(
         "TIDINGS_BEHIND_AGE_MS",
         Some("500"),

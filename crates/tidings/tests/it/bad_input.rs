@@ -149,7 +149,7 @@ async fn invalid_utf8_closes_with_1007_and_broken_frames_with_1002() {
 
 #[tokio::test]
 async fn ten_thousand_subscriptions_on_one_connection_stop_at_the_limit() {
-    let service = Service::start();
+    let service = Service::with(&[("TIDINGS_MESSAGE_RATE_MAX", "100000")]);
     let mut client = Client::connect(&service).await;
     let (mut confirmed, mut refused) = (0, 0);
     for project in 0..10_000 {

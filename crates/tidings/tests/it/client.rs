@@ -1,6 +1,6 @@
 //! A WebSocket client that reads as fast as it can.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -122,6 +122,15 @@ impl Client {
     pub(crate) async fn nothing_waits(&mut self) {
         let answer = self.ask(&json!({"type": "ping", "id": "nothing"})).await;
         assert_eq!((&answer["type"], &answer["id"]), (&json!("pong"), &json!("nothing")), "{answer}");
+    }
+
+    /// Reads until it has been told so many notices; it asks now and then, and not faster than a client may.
+    pub(crate) async fn until_notices(&mut self, count: usize) {
+        let mut pause = tokio::time::interval(Duration::from_millis(20));
+        while self.notices.len() < count {
+            pause.tick().await;
+            self.nothing_waits().await;
+        }
     }
 
     /// Reads until the server closes; its close code.

@@ -86,9 +86,7 @@ async fn what_is_published_while_redis_is_busy_still_comes() {
     assert_eq!(client.next().await["offset"], 1);
     connected(&service).await;
     // A source has recovered when it is heard for a moment.
-    while client.notices.len() < 2 {
-        client.nothing_waits().await;
-    }
+    client.until_notices(2).await;
     let told: Vec<_> = client.notices.iter().map(|notice| (&notice["type"], &notice["gap"])).collect();
     assert_eq!(
         told,

@@ -11,13 +11,6 @@ fn services<const N: usize>(redis: &Redis) -> [Service; N] {
     std::array::from_fn(|_| Service::with(&[("REDIS_URL", &redis.url())]))
 }
 
-async fn until_told(client: &mut Client, notices: usize) {
-    while client.notices.len() < notices {
-        client.nothing_waits().await;
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-}
-
 async fn ready(service: &Service) {
     until("readiness", || async { request("GET", &service.url("/readyz"), &[], b"").await.status == 200 })
         .await;
@@ -89,7 +82,7 @@ async fn a_redis_that_stands_still_refuses_publishers_in_time_and_keeps_clients(
         assert_eq!(client.next().await["id"], "one");
         client.nothing_waits().await;
         // A source has recovered when it is heard for a moment.
-        until_told(client, 2).await;
+        client.until_notices(2).await;
         let told = client.notices.iter().map(|notice| notice["type"].clone());
         assert_eq!(told.collect::<Vec<Value>>(), ["system.degraded", "system.recovered"]);
     }
