@@ -1,12 +1,14 @@
 //! Who may: origins of pages, keys of publishers and operators. One gate for each question, used by every route.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::http::{HeaderMap, HeaderName, header};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
-use subtle::ConstantTimeEq;
 
-use crate::config::{Environment, Settings};
+use crate::{
+    config::{Environment, Scope, Settings},
+    keys::{Key, Keys},
+};
 
 /// What a proxy adds: with any of these a connection from loopback says nothing about who is behind it.
 const FORWARDING_HEADERS: [&str; 6] =
@@ -16,19 +18,20 @@ const FORWARDING_HEADERS: [&str; 6] =
 #[derive(Debug)]
 pub(crate) struct Access {
     development: bool,
-    publish_keys: Vec<String>,
-    admin_key: Option<String>,
+    keys: Keys,
     /// `None`: the default of the environment.
     origins: Option<GlobSet>,
 }
 
-/// Why a request was refused, in words for whoever sent it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a request was refused.
+#[derive(Clone, Debug)]
 pub(crate) enum Refusal {
-    /// A key is needed and was not there.
+    /// A key is needed and was not there. In words for whoever sent the request: how to mend that.
     KeyMissing(&'static str),
-    /// The key is not one of those that may.
+    /// There is no such key.
     KeyUnknown,
+    /// The key is for something else.
+    Scope(Arc<Key>, Scope),
 }
 
 impl Access {
@@ -46,8 +49,7 @@ impl Access {
         });
         Ok(Self {
             development: settings.environment == Environment::Development,
-            publish_keys: settings.publish_keys.clone(),
-            admin_key: settings.admin_key.clone(),
+            keys: Keys::new(settings),
             origins: origins.transpose()?,
         })
     }
@@ -70,27 +72,33 @@ impl Access {
         origin.to_str().is_ok_and(|origin| self.allows_origin(origin, host))
     }
 
-    /// Whether a request may publish: with a key, or from this machine in development without one.
-    pub(crate) fn may_publish(&self, headers: &HeaderMap, peer: IpAddr) -> Result<(), Refusal> {
+    /// The key that a request shows, if it is for this; in development, without keys, what stands for this machine.
+    pub(crate) fn key(&self, headers: &HeaderMap, peer: IpAddr, scope: Scope) -> Result<Arc<Key>, Refusal> {
         match bearer(headers) {
-            Some(key) if self.publish_keys.iter().chain(&self.admin_key).any(|known| same(key, known)) => {
-                Ok(())
+            Some(given) if !self.keys.is_empty() => match self.keys.find(given) {
+                Some(key) if key.is_for(scope) => Ok(Arc::clone(key)),
+                Some(key) => Err(Refusal::Scope(Arc::clone(key), scope)),
+                None => Err(Refusal::KeyUnknown),
+            },
+            _ if self.keys.are_needed() => Err(Refusal::KeyMissing(
+                "send `Authorization: Bearer KEY` with one of TIDINGS_PUBLISH_KEYS or `[[keys]]`",
+            )),
+            _ => {
+                self.keyless(headers, peer).map_err(Refusal::KeyMissing)?;
+                Ok(Arc::clone(self.keys.keyless()))
             }
-            Some(_) if !self.publish_keys.is_empty() || self.admin_key.is_some() => Err(Refusal::KeyUnknown),
-            _ if !self.publish_keys.is_empty() => {
-                Err(Refusal::KeyMissing("send `Authorization: Bearer KEY` with one of TIDINGS_PUBLISH_KEYS"))
-            }
-            _ => self.keyless(headers, peer).map_err(Refusal::KeyMissing),
         }
     }
 
     /// Whether a request may read metrics on the public listener.
     pub(crate) fn may_read_metrics(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        match (bearer(headers), &self.admin_key) {
-            (Some(key), Some(admin)) if same(key, admin) => Ok(()),
-            (Some(_), Some(_)) => Err(Refusal::KeyUnknown),
-            _ if self.development => Ok(()),
-            _ => Err(Refusal::KeyMissing(
+        let given = bearer(headers).filter(|_| !self.keys.is_empty());
+        match given.map(|given| self.keys.find(given)) {
+            Some(Some(key)) if key.is_admin() => Ok(()),
+            _ if self.development && !self.keys.has_admin() => Ok(()),
+            Some(_) => Err(Refusal::KeyUnknown),
+            None if self.development => Ok(()),
+            None => Err(Refusal::KeyMissing(
                 "send `Authorization: Bearer KEY` with TIDINGS_ADMIN_KEY, or read them on TIDINGS_INTERNAL_LISTEN",
             )),
         }
@@ -100,7 +108,7 @@ impl Access {
     fn keyless(&self, headers: &HeaderMap, peer: IpAddr) -> Result<(), &'static str> {
         let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         if !self.development {
-            return Err("set TIDINGS_PUBLISH_KEYS and send one as `Authorization: Bearer KEY`");
+            return Err("set TIDINGS_PUBLISH_KEYS or `[[keys]]` and send one as `Authorization: Bearer KEY`");
         }
         if !peer.to_canonical().is_loopback() {
             return Err("without TIDINGS_PUBLISH_KEYS only programs on this machine may publish");
@@ -123,10 +131,6 @@ impl Access {
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-}
-
-fn same(given: &str, known: &str) -> bool {
-    given.as_bytes().ct_eq(known.as_bytes()).into()
 }
 
 /// `host:port` of an origin.
@@ -197,17 +201,34 @@ mod tests {
         }
     }
 
+    /// The key's name, or why there is none.
+    fn publisher(
+        access: &Access,
+        pairs: &[(&'static str, &'static str)],
+        peer: &str,
+    ) -> Result<String, &'static str> {
+        let key = access.key(&headers(pairs), peer.parse().unwrap(), Scope::Publish);
+        key.map(|key| key.name().to_string()).map_err(|refusal| match refusal {
+            Refusal::KeyMissing(_) => "missing",
+            Refusal::KeyUnknown => "unknown",
+            Refusal::Scope(..) => "scope",
+        })
+    }
+
     #[test]
     fn without_keys_only_this_machine_publishes_and_only_in_development() {
-        let local = "127.0.0.1".parse().unwrap();
         let host = ("host", "localhost:8000");
         let development = access(&[]);
-        assert_eq!(development.may_publish(&headers(&[host]), local), Ok(()));
-        assert_eq!(
-            development.may_publish(&headers(&[host, ("origin", "http://localhost:3000")]), local),
-            Ok(())
-        );
-        assert_eq!(development.may_publish(&headers(&[host]), "::ffff:127.0.0.1".parse().unwrap()), Ok(()));
+        for (pairs, peer) in [
+            (&[host][..], "127.0.0.1"),
+            (&[host, ("origin", "http://localhost:3000")], "127.0.0.1"),
+            (&[host], "::ffff:127.0.0.1"),
+        ] {
+            assert_eq!(publisher(&development, pairs, peer).as_deref(), Ok("keyless"), "{pairs:?}");
+        }
+        for scope in [Scope::Tickets, Scope::Revoke] {
+            assert!(development.key(&headers(&[host]), "127.0.0.1".parse().unwrap(), scope).is_ok());
+        }
         for (pairs, peer) in [
             (vec![host], "10.0.0.7"),
             (vec![("host", "evil.com")], "127.0.0.1"),
@@ -216,25 +237,56 @@ mod tests {
             (vec![host, ("origin", "null")], "127.0.0.1"),
             (vec![host, ("x-forwarded-for", "1.2.3.4")], "127.0.0.1"),
         ] {
-            let refused = development.may_publish(&headers(&pairs), peer.parse().unwrap());
-            assert!(matches!(refused, Err(Refusal::KeyMissing(_))), "{pairs:?} {peer}");
+            assert_eq!(publisher(&development, &pairs, peer), Err("missing"), "{pairs:?} {peer}");
         }
         let production = access(&[("ENVIRONMENT", "production"), ("TIDINGS_AUTH", "none")]);
-        assert!(production.may_publish(&headers(&[host]), local).is_err());
+        assert_eq!(publisher(&production, &[host], "127.0.0.1"), Err("missing"));
     }
 
     #[test]
     fn with_keys_one_of_them_is_needed_wherever_the_request_comes_from() {
-        let keyed = access(&[("TIDINGS_PUBLISH_KEYS", "one,two"), ("TIDINGS_ADMIN_KEY", "admin")]);
-        let local = "127.0.0.1".parse().unwrap();
-        let host = ("host", "localhost");
-        for key in ["Bearer one", "bearer two", "Bearer admin"] {
-            assert_eq!(keyed.may_publish(&headers(&[host, ("authorization", key)]), local), Ok(()), "{key}");
+        let scoped = r#"[{"name":"web","key":"0123456789abcdef"},{"name":"login","key":"fedcba9876543210","scopes":["tickets"]}]"#;
+        let keyed = access(&[
+            ("TIDINGS_PUBLISH_KEYS", "one,two"),
+            ("TIDINGS_ADMIN_KEY", "admin-s"),
+            ("TIDINGS_KEYS", scoped),
+        ]);
+        for (authorization, expected) in [
+            ("Bearer one", Ok("publish[0]")),
+            ("bearer two", Ok("publish[1]")),
+            ("Bearer admin-s", Ok("admin")),
+            ("Bearer 0123456789abcdef", Ok("web")),
+            ("Bearer fedcba9876543210", Err("scope")),
+            ("Bearer x", Err("unknown")),
+            ("Basic b25l", Err("missing")),
+        ] {
+            let pairs = [("host", "localhost"), ("authorization", authorization)];
+            let found = publisher(&keyed, &pairs, "127.0.0.1");
+            assert_eq!(found.as_deref().map_err(|refused| *refused), expected, "{authorization}");
         }
-        assert_eq!(
-            keyed.may_publish(&headers(&[host, ("authorization", "Bearer x")]), local),
-            Err(Refusal::KeyUnknown)
-        );
-        assert!(matches!(keyed.may_publish(&headers(&[host]), local), Err(Refusal::KeyMissing(_))));
+        assert_eq!(publisher(&keyed, &[("host", "localhost")], "127.0.0.1"), Err("missing"));
+        // A key for something else does not leave publishing to whoever comes.
+        let tickets = r#"[{"name":"login","key":"fedcba9876543210","scopes":["tickets"]}]"#;
+        let other = access(&[("TIDINGS_KEYS", tickets)]);
+        assert_eq!(publisher(&other, &[("host", "localhost")], "127.0.0.1"), Err("missing"));
+    }
+
+    #[test]
+    fn metrics_are_the_admins_and_open_in_development() {
+        let may = |variables: &[(&str, &str)], pairs: &[(&'static str, &'static str)]| {
+            access(variables).may_read_metrics(&headers(pairs)).is_ok()
+        };
+        let production = [
+            ("ENVIRONMENT", "production"),
+            ("TIDINGS_AUTH", "none"),
+            ("TIDINGS_ADMIN_KEY", "0123456789abcdef"),
+            ("TIDINGS_PUBLISH_KEYS", "fedcba9876543210"),
+        ];
+        let admin = ("authorization", "Bearer 0123456789abcdef");
+        let publisher = ("authorization", "Bearer fedcba9876543210");
+        assert!(may(&production, &[admin]) && may(&[], &[]) && may(&[], &[publisher]));
+        assert!(!may(&production, &[publisher]) && !may(&production, &[]));
+        assert!(may(&[("TIDINGS_PUBLISH_KEYS", "one")], &[("authorization", "Bearer one")]));
+        assert!(!may(&[("TIDINGS_ADMIN_KEY", "adm")], &[("authorization", "Bearer one")]));
     }
 }

@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidings_protocol::schema;
 
-use crate::config::{Flags, Layers, SettingError, Settings, environment_variables};
+use crate::config::{Flags, Layers, SettingError, Settings, environment_variables, keys};
 
 /// Wrong usage or a setting that cannot be used, as clap has it.
 const EXIT_USAGE: u8 = 2;
@@ -181,6 +181,11 @@ fn config(layers: &Layers, json: bool) -> io::Result<()> {
     }
     for (workspace, project) in layers.workspaces() {
         writeln!(out, "workspaces.{workspace:<15} {project}")?;
+    }
+    // What is wrong with them is told below the table.
+    for key in keys(layers).unwrap_or_default() {
+        let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.as_str()).collect();
+        writeln!(out, "keys.{:<21} {}", key.name, scopes.join(", "))?;
     }
     Ok(())
 }

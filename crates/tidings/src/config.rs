@@ -1,5 +1,6 @@
 //! The settings: where they come from, what they may be. The only place that knows the environment.
 
+mod keys;
 mod layers;
 mod table;
 
@@ -23,6 +24,7 @@ use tidings_protocol::ProjectId;
 
 use crate::auth::{Codec, SessionFormat, Shape, Template, WayName};
 
+pub use keys::{ADMIN, KEYLESS, KeySettings, Scope};
 pub use layers::{Flags, Layers, Origin, SettingError, Value};
 pub use table::{SETTINGS, Setting};
 
@@ -32,6 +34,11 @@ pub fn environment_variables() -> BTreeMap<String, String> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect()
+}
+
+/// The keys with scopes that the layers have.
+pub fn keys(layers: &Layers) -> Result<Vec<KeySettings>, SettingError> {
+    keys::read(layers)
 }
 
 /// Every setting, checked.
@@ -101,10 +108,14 @@ pub struct Settings {
     pub(crate) auth: Vec<WayName>,
     /// The application's sessions.
     pub(crate) session: SessionSettings,
-    /// Keys that may publish.
+    /// Keys that may publish everything.
     pub publish_keys: Vec<String>,
     /// The key that may do everything.
     pub admin_key: Option<String>,
+    /// Keys with scopes.
+    pub keys: Vec<KeySettings>,
+    /// Events per second of one key.
+    pub publish_rate_max: Option<u32>,
     /// Origins whose pages may connect; empty: the default of the environment.
     pub allowed_origins: Vec<String>,
     /// How logs are written; `None`: by what the output is.
@@ -208,6 +219,7 @@ impl Settings {
             .optional_number("TIDINGS_SHARDS", 1, SHARDS_MAX as u64)?
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get).min(SHARDS_MAX));
         let internal_listen = layers.optional("TIDINGS_INTERNAL_LISTEN");
+        keys::check_plain(layers, environment)?;
         let settings = Self {
             environment,
             backend_host: layers.text("BACKEND_HOST"),
@@ -261,6 +273,8 @@ impl Settings {
             session: session(layers)?,
             publish_keys: layers.list("TIDINGS_PUBLISH_KEYS"),
             admin_key: layers.optional("TIDINGS_ADMIN_KEY").map(str::to_owned),
+            keys: keys::read(layers)?,
+            publish_rate_max: layers.optional_number("TIDINGS_PUBLISH_RATE_MAX", 1, 1_000_000)?,
             allowed_origins: allowed_origins(layers)?,
             log_format: layers
                 .optional("TIDINGS_LOG_FORMAT")
@@ -340,7 +354,10 @@ impl Settings {
         } else if self.allowed_origins.iter().any(|origin| origin == "*") {
             open.push("any page may connect with its visitor's cookies (TIDINGS_ALLOWED_ORIGINS=*)");
         }
-        if self.publish_keys.is_empty() && self.environment == Environment::Development {
+        if self.publish_keys.is_empty()
+            && self.keys.is_empty()
+            && self.environment == Environment::Development
+        {
             open.push("programs on this machine may publish without a key (TIDINGS_PUBLISH_KEYS is unset)");
         }
         open
@@ -579,6 +596,23 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_can_be_guessed_is_refused_outside_development() {
+        let production = [("ENVIRONMENT", "production"), ("TIDINGS_AUTH", "none")];
+        for (name, value, words) in [
+            ("TIDINGS_PUBLISH_KEYS", "0123456789abcdef,short", "key 2 of 2: expected at least 16 bytes"),
+            ("TIDINGS_ADMIN_KEY", "0123456789abcde", "expected at least 16 bytes"),
+        ] {
+            let error = read(&[&production[..], &[(name, value)]].concat()).unwrap_err();
+            assert!(error.starts_with(name) && error.contains(words) && !error.contains(value), "{error}");
+            assert!(read(&[(name, value)]).is_ok(), "{name} in development");
+        }
+        let keys = ("TIDINGS_KEYS", r#"[{"name":"web","key":"short"}]"#);
+        assert!(
+            read(&[keys]).unwrap_err().contains("keys[0].key (from environment): expected 16 to 1024 bytes")
+        );
+    }
+
+    #[test]
     fn proxies_are_networks_addresses_or_none_and_a_limit_without_them_is_told() {
         let limit = ("TIDINGS_CONNECTIONS_PER_ADDRESS_MAX", "5");
         let unset = read(&[limit]).unwrap();
@@ -609,6 +643,7 @@ mod tests {
             ("TIDINGS_TRUSTED_PROXIES", "10.0.0.0/33", "expected an address or a network"),
             ("TIDINGS_CONNECTIONS_MAX", "0", "a whole number from 1"),
             ("TIDINGS_ACCEPT_RATE_MAX", "fast", "a whole number from 1"),
+            ("TIDINGS_PUBLISH_RATE_MAX", "0", "a whole number from 1"),
             ("TIDINGS_MESSAGE_RATE_MAX", "0", "a whole number from 1 to 100000"),
             ("TIDINGS_DRAIN_SECONDS", "3601", "a whole number from 0 to 3600"),
             ("TIDINGS_LOG_FORMAT", "xml", "`text`, `json`"),

@@ -11,6 +11,7 @@ pub mod config;
 mod forwarded;
 pub mod handshake;
 mod ingest;
+mod keys;
 mod metrics;
 mod rate;
 mod routes;

@@ -19,6 +19,7 @@ use node_counts::NodeCounts;
 pub(crate) struct Metrics {
     registry: Registry,
     refused: Family<ReasonLabel, Counter>,
+    requests_refused: Family<RequestLabel, Counter>,
     received: Family<SourceLabel, Counter>,
     rejected: Family<RejectionLabel, Counter>,
     appended: Family<AppendLabel, Counter>,
@@ -57,6 +58,13 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabel {
+    reason: &'static str,
+    /// The operator's name for the key; empty: it was none of ours.
+    key: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SourceLabel {
     source: &'static str,
 }
@@ -92,6 +100,7 @@ impl Metrics {
         }
         Self {
             refused: register!("connections_refused", "New connections refused, by reason"),
+            requests_refused: register!("requests_refused", "Requests over HTTP refused, by reason and key"),
             received: register!("events_received", "Events that came in, valid or not"),
             rejected: register!("events_rejected", "Events refused, by reason"),
             appended: register!("events_appended", "Events handed to the engine, repeated ones included"),
@@ -103,6 +112,11 @@ impl Metrics {
 
     pub(crate) fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// `key`: the name of the key that was shown, if it is one of ours.
+    pub(crate) fn request_refused(&self, reason: &'static str, key: &str) {
+        self.requests_refused.get_or_create(&RequestLabel { reason, key: key.to_owned() }).inc();
     }
 
     pub(crate) fn received(&self, source: EventSource, events: usize) {

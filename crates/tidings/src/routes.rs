@@ -34,12 +34,13 @@ use tokio_util::task::TaskTracker;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::{
-    access::Access,
+    access::{Access, Refusal as KeyRefusal},
     admission::{Admission, Refused},
     auth::{Auth, Denied, Refusal, Session},
     burst::Bursts,
-    config::{Environment, Settings},
+    config::{Environment, Scope, Settings},
     ingest::Ingest,
+    keys::Key,
     metrics::Metrics,
 };
 
@@ -53,6 +54,8 @@ pub(crate) struct Edge {
     pub(crate) auth: Arc<Auth>,
     pub(crate) admission: Admission,
     pub(crate) refusals: Bursts<&'static str>,
+    /// Requests that were refused, by why and the name of their key.
+    pub(crate) denials: Bursts<(&'static str, Arc<str>)>,
     /// Taken by each WebSocket that was let in to be told that there is no room.
     pub(crate) turning_away: Arc<Semaphore>,
     pub(crate) node: Arc<Node>,
@@ -79,6 +82,49 @@ impl Edge {
         self.metrics.refused("origin");
         let detail = "pages of this `Origin` may not connect; add it to TIDINGS_ALLOWED_ORIGINS";
         Err(Problem::new(StatusCode::FORBIDDEN, detail))
+    }
+
+    /// Whether whoever is refused is told the rule, and how to mend it.
+    fn is_development(&self) -> bool {
+        self.settings.environment == Environment::Development
+    }
+
+    /// The key that a request from `peer` shows, if it is for this. Every route that takes a key asks here.
+    fn key(&self, headers: &HeaderMap, peer: IpAddr, scope: Scope) -> Result<Arc<Key>, Problem> {
+        self.access.key(headers, peer, scope).map_err(|refusal| self.denied(&refusal))
+    }
+
+    /// Says that somebody may not.
+    fn denied(&self, refusal: &Refusal) -> Problem {
+        let told = self.is_development();
+        match refusal {
+            Refusal::KeyMissing(hint) => {
+                self.request_refused("key_missing", None);
+                Problem::denied(StatusCode::UNAUTHORIZED, "key_missing", hint, told)
+            }
+            Refusal::KeyUnknown => {
+                self.request_refused("key_unknown", None);
+                let detail = "this key is not one of those that may; see TIDINGS_PUBLISH_KEYS, `[[keys]]` and TIDINGS_ADMIN_KEY";
+                Problem::denied(StatusCode::UNAUTHORIZED, "key_unknown", detail, told)
+            }
+            Refusal::Scope(key, scope) => {
+                self.request_refused("scope", Some(key));
+                let (name, scope) = (key.name(), scope.as_str());
+                let detail = format!(
+                    "the key `{name}` is not for this; add `{scope}` to its `scopes`, or use another key"
+                );
+                Problem::denied(StatusCode::FORBIDDEN, "scope", &detail, told)
+            }
+        }
+    }
+
+    /// Counts a request that is refused, and says it once per burst. `key`: what it showed, if that is one of ours.
+    fn request_refused(&self, reason: &'static str, key: Option<&Key>) {
+        let name = key.map_or_else(|| "".into(), |key| Arc::clone(key.name()));
+        self.metrics.request_refused(reason, &name);
+        if let Some(unsaid) = self.denials.occur((reason, Arc::clone(&name))) {
+            tracing::warn!(reason, key = &*name, more_since_last = unsaid, "requests are refused");
+        }
     }
 
     /// Whether there is room for one more connection now. The guard lasts as long as the connection.

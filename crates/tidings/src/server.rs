@@ -176,6 +176,7 @@ impl Server {
             auth: Arc::new(auth),
             admission,
             refusals: Bursts::default(),
+            denials: Bursts::default(),
             turning_away: Arc::new(Semaphore::new(TURNED_AWAY_AT_ONCE_MAX)),
             node,
             ingest,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use tidings_protocol::Event;
 
 use super::http;
-use crate::config::Settings;
+use crate::config::{Scope, Settings};
 
 /// tidings publish task.progress -p demo `task_id=t1` progress.current=3 progress.total=10
 #[derive(Args)]
@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     /// The service's address; without it the one of the settings
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// The key to publish with; without it the first of `TIDINGS_PUBLISH_KEYS`
+    /// The key to publish with; without it the first of the settings that may publish
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
 }
@@ -43,7 +43,8 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<(
         event
     };
     let url = format!("{}/api/events", http::base(settings, arguments.url, true));
-    let key = arguments.key.as_deref().or_else(|| settings.publish_keys.first().map(String::as_str));
+    let scoped = || settings.keys.iter().find(|key| key.scopes.contains(&Scope::Publish)).map(|key| &key.key);
+    let key = arguments.key.as_ref().or(settings.publish_keys.first()).or_else(scoped).map(String::as_str);
     let content_type = if from_input { "application/x-ndjson" } else { "application/json" };
     let (status, text) = http::post(&url, key, content_type, &body)?;
     if status != 202 {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    SETTINGS, Setting,
+    SETTINGS, Setting, keys,
     table::{LATER, OF_PUBLISHERS},
 };
 
@@ -99,9 +99,20 @@ impl Layers {
         if let (true, Some(folder)) = (development, dot_env_in) {
             layers.add_dot_env(&folder.join(".env"))?;
         }
-        layers.values.extend(upper.values);
-        layers.warnings.extend(upper.warnings);
+        layers.put_over(upper)?;
         Ok(layers)
+    }
+
+    /// Puts another layer over this one.
+    fn put_over(&mut self, upper: Self) -> Result<(), SettingError> {
+        // Keys add up in everybody's mind: that some of them are silently none would be found out too late.
+        if let Some((above, below)) = upper.values.get(keys::NAME).zip(self.values.get(keys::NAME)) {
+            let message = format!("{} has keys, too; expected them in one of the two", below.origin);
+            return Err(SettingError::new(keys::NAME, Some(above.origin.clone()), message));
+        }
+        self.values.extend(upper.values);
+        self.warnings.extend(upper.warnings);
+        Ok(())
     }
 
     /// What should be said although it is no error.
@@ -182,6 +193,17 @@ impl Layers {
         SettingError::new(name, self.values.get(name).map(|value| value.origin.clone()), message)
     }
 
+    /// An error at a place within a setting's value.
+    pub(super) fn error_at(&self, name: &str, place: &str, message: impl Into<String>) -> SettingError {
+        let origin = self.values.get(name).map(|value| value.origin.clone());
+        let name = match (&origin, place) {
+            (_, "") => name.to_owned(),
+            (Some(Origin::File(_)), _) => place.to_owned(),
+            _ => format!("{name}: {place}"),
+        };
+        SettingError::new(name, origin, message)
+    }
+
     fn found(&self, name: &str) -> String {
         self.values.get(name).map(|value| format!(", found `{}`", value.text)).unwrap_or_default()
     }
@@ -233,9 +255,7 @@ impl Layers {
                 path.display()
             ));
         }
-        self.values.extend(dot_env.values);
-        self.warnings.extend(dot_env.warnings);
-        Ok(())
+        self.put_over(dot_env)
     }
 
     fn add_file(&mut self, named: Option<&Path>, folder: Option<&Path>) -> Result<(), SettingError> {
@@ -245,7 +265,7 @@ impl Layers {
         let invalid = |message: String| SettingError::new("--config", Some(origin.clone()), message);
         let text =
             std::fs::read_to_string(&path).map_err(|error| invalid(format!("cannot be read: {error}")))?;
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| invalid(error.to_string()))?;
+        let table: toml::Table = text.parse().map_err(|error| invalid(told(&error, &text)))?;
         self.add_table("", &table, &origin)
     }
 
@@ -266,6 +286,18 @@ impl Layers {
                         self.workspaces.insert(workspace.clone(), project.to_owned());
                     }
                 }
+                toml::Value::Array(_) if key == "keys" => {
+                    let text = serde_json::to_string(value).map_err(|_| {
+                        SettingError::new(&key, Some(origin.clone()), "expected tables, `[[keys]]`")
+                    })?;
+                    if let Some(setting) = exactly(keys::NAME) {
+                        self.set(setting, text, origin.clone());
+                    }
+                }
+                toml::Value::Table(_) if key == "keys" => {
+                    let message = "expected a table for each key, `[[keys]]`";
+                    return Err(SettingError::new(key, Some(origin.clone()), message));
+                }
                 toml::Value::Table(table) => self.add_table(&format!("{key}_"), table, origin)?,
                 value => {
                     let setting = SETTINGS.iter().find(|setting| setting.key() == key);
@@ -283,6 +315,13 @@ impl Layers {
     fn set(&mut self, setting: &'static Setting, text: String, origin: Origin) {
         self.values.insert(setting.name, Value { text, origin });
     }
+}
+
+/// What is wrong with the file and where, without the line itself, which may hold a secret.
+fn told(error: &toml::de::Error, text: &str) -> String {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+    let line = line.map(|line| format!(" at line {line}")).unwrap_or_default();
+    format!("no TOML{line}: {}", error.message())
 }
 
 fn text_of(value: &toml::Value) -> Option<String> {
@@ -318,7 +357,7 @@ fn unknown_key(key: &str, origin: &Origin) -> SettingError {
     SettingError::new(key, Some(origin.clone()), format!("is no key{}", nearest(key, keys)))
 }
 
-fn nearest(name: &str, known: impl Iterator<Item = String>) -> String {
+pub(super) fn nearest(name: &str, known: impl Iterator<Item = String>) -> String {
     let nearest =
         known.max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)));
     nearest.map(|known| format!("; did you mean `{known}`?")).unwrap_or_default()
@@ -411,6 +450,42 @@ mod tests {
             missing.to_string().contains("REDIS_URL_FILE") && missing.to_string().contains("/nowhere/x"),
             "{missing}"
         );
+    }
+
+    #[test]
+    fn keys_are_tables_of_the_file_or_json_in_a_variable_and_never_both() {
+        let text = "[[keys]]\nname = 'web'\nkey = 'fedcba9876543210'\ntypes = ['task.*', 'x']\n";
+        let folder = folder(&[("tidings.toml", text)]);
+        let load = |pairs: &[(&str, &str)]| {
+            let layers = Layers::load(&Flags::default(), &variables(pairs), Some(folder.path()));
+            layers.map_err(|error| error.to_string())
+        };
+        let error = keys::read(&load(&[]).unwrap()).unwrap_err().to_string();
+        assert!(error.starts_with("keys[0].types[1] (from ") && error.contains("`word.*`"), "{error}");
+        let (_, shown, _) =
+            load(&[]).unwrap().effective().find(|(setting, ..)| setting.name == keys::NAME).unwrap();
+        assert_eq!(shown.as_deref(), Some("********"));
+        let both = load(&[("TIDINGS_KEYS", "[]")]).unwrap_err();
+        assert!(
+            both.starts_with("TIDINGS_KEYS (from environment): ") && both.contains("in one of the two"),
+            "{both}"
+        );
+        let layers = Layers::load(&Flags::default(), &variables(&[("TIDINGS_KEYS", "[{}]")]), None).unwrap();
+        let error = keys::read(&layers).unwrap_err().to_string();
+        assert!(error.starts_with("TIDINGS_KEYS: keys[0].name (from environment): "), "{error}");
+    }
+
+    #[test]
+    fn a_broken_file_is_told_by_its_line_and_without_it() {
+        for (text, words) in [
+            ("domain = 'x'\nadmin_key = 's3cret\n", "line 2"),
+            ("[keys]\nname = 'web'\nkey = 's3cret'", "`[[keys]]`"),
+        ] {
+            let folder = folder(&[("tidings.toml", text)]);
+            let error = Layers::load(&Flags::default(), &Variables::new(), Some(folder.path()));
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(words) && !error.contains("s3cret"), "{error}");
+        }
     }
 
     #[test]

@@ -135,6 +135,15 @@ pub static SETTINGS: &[Setting] = &[
         "keys that may publish, comma separated; unset: keyless from loopback in development",
     ),
     secret("TIDINGS_ADMIN_KEY", "the key that may do everything"),
+    secret(
+        "TIDINGS_KEYS",
+        "keys with scopes, as a JSON array of the objects that `[[keys]]` in the file are; one of the two, see operations.md",
+    ),
+    plain(
+        "TIDINGS_PUBLISH_RATE_MAX",
+        None,
+        "events per second that one key may publish, those of one second at once; a key's own `rate` stands over it; unset: no limit",
+    ),
     plain(
         "TIDINGS_ALLOWED_ORIGINS",
         None,

@@ -17,7 +17,7 @@ use super::{
     Edge, peer_of,
     problem::{ItemError, Problem},
 };
-use crate::metrics::EventSource;
+use crate::{config::Scope, keys::Key, metrics::EventSource};
 
 /// The largest body of a request.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -33,13 +33,18 @@ const IDEMPOTENCY_KEY_BYTES_MAX: usize = 150;
 
 pub(super) async fn publish(
     State(edge): State<Arc<Edge>>,
-    _publisher: Publisher,
+    Publisher(key): Publisher,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let body = read_body(body).await?;
     let idempotency_key = idempotency_key(&headers)?;
     let mut events = read(&edge, &headers, &body)?;
+    check_scope(&edge, &key, &events)?;
+    key.take(events.len()).map_err(|wait| {
+        edge.request_refused("rate_limited", Some(&key));
+        Problem::too_fast(wait)
+    })?;
     if let Some(key) = idempotency_key {
         for (index, event) in events.iter_mut().enumerate() {
             let id = format!("idempotency:{key}:{index}");
@@ -60,15 +65,38 @@ pub(super) async fn publish(
 }
 
 /// Whoever may publish. Stands before the body among the arguments: a stranger's 16 MiB are not read at all.
-pub(super) struct Publisher;
+pub(super) struct Publisher(Arc<Key>);
 
 impl FromRequestParts<Arc<Edge>> for Publisher {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, edge: &Arc<Edge>) -> Result<Self, Problem> {
-        edge.access.may_publish(&parts.headers, peer_of(&parts.extensions))?;
-        Ok(Self)
+        edge.key(&parts.headers, peer_of(&parts.extensions), Scope::Publish).map(Self)
     }
+}
+
+/// Whether all events are within what the key may publish; else what is wrong with each that is not.
+fn check_scope(edge: &Edge, key: &Key, events: &[Event]) -> Result<(), Problem> {
+    let outside = events.iter().enumerate().flat_map(|(index, event)| {
+        key.outside(event).map(move |outside| ItemError {
+            index,
+            field: Some(outside.field().to_owned()),
+            message: outside.message().to_owned(),
+        })
+    });
+    let errors: Vec<_> = outside.take(ERRORS_MAX).collect();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    edge.request_refused("scope", Some(key));
+    let list = |entries: Vec<String>| if entries.is_empty() { "*".to_owned() } else { entries.join(", ") };
+    let detail = format!(
+        "the key `{}` may publish to projects {} and types {}; widen its `projects` or `types`, or use another key",
+        key.name(),
+        list(key.projects().entries().map(str::to_owned).collect()),
+        list(key.types().patterns().collect()),
+    );
+    Err(Problem::outside(&detail, edge.is_development(), errors))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {

@@ -12,7 +12,7 @@ use super::{Edge, problem::Problem};
 
 /// On the public listener: with the admin key, or open in development.
 pub(super) async fn public(State(edge): State<Arc<Edge>>, headers: HeaderMap) -> Result<Response, Problem> {
-    edge.access.may_read_metrics(&headers)?;
+    edge.access.may_read_metrics(&headers).map_err(|refusal| edge.denied(&refusal))?;
     Ok(render(&edge))
 }
 

@@ -1,12 +1,14 @@
 //! Errors as `application/problem+json` (RFC 9457).
 
+use std::time::Duration;
+
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 
-use crate::{access::Refusal, admission::Refused};
+use crate::admission::Refused;
 
 /// What went wrong, for whoever sent the request.
 #[derive(Debug, Serialize)]
@@ -66,20 +68,33 @@ impl Problem {
         Self { retry_after_s, ..self }
     }
 
+    /// Some events of a request are beyond what its key may publish.
+    pub(super) fn outside(detail: &str, told: bool, errors: Vec<ItemError>) -> Self {
+        Self { errors, ..Self::denied(StatusCode::FORBIDDEN, "scope", detail, told) }
+    }
+
+    /// Too much in too short a time.
+    pub(super) fn too_fast(wait: Duration) -> Self {
+        let detail =
+            "this key publishes too many events in too short a time; nothing of the request was published";
+        let problem = Self::denied(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail, true);
+        // Whole seconds, and not before so many fit.
+        Self { retry_after_s: wait.as_secs() + u64::from(wait.subsec_nanos() > 0), ..problem }
+    }
+
+    /// The body of a request did not arrive in time.
+    pub(super) fn too_slow(detail: &str) -> Self {
+        Self::denied(StatusCode::REQUEST_TIMEOUT, "too_slow", detail, true)
+    }
+
+    /// Why somebody may not, if that is what it is about.
+    pub(super) fn code(&self) -> Option<&'static str> {
+        self.code
+    }
+
     pub(super) fn invalid_events(errors: Vec<ItemError>) -> Self {
         let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "");
         Self { title: "invalid events".to_owned(), errors, ..problem }
-    }
-}
-
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::KeyMissing(hint) => Self::new(StatusCode::UNAUTHORIZED, hint),
-            Refusal::KeyUnknown => {
-                Self::new(StatusCode::UNAUTHORIZED, "this key is not one of those that may")
-            }
-        }
     }
 }
 
@@ -92,7 +107,11 @@ impl IntoResponse for Problem {
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if status == StatusCode::REQUEST_TIMEOUT {
+            // What is still to come of the body is no next request.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
         }
         response

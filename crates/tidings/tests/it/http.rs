@@ -239,14 +239,15 @@ async fn an_internal_listener_takes_publishing_and_metrics_from_the_public_one()
 
 #[tokio::test]
 async fn in_production_metrics_need_the_admin_key() {
-    let variables = [("ENVIRONMENT", "production"), ("TIDINGS_AUTH", "none"), ("TIDINGS_ADMIN_KEY", "admin")];
+    let key = "admin-0123456789abcdef";
+    let variables = [("ENVIRONMENT", "production"), ("TIDINGS_AUTH", "none"), ("TIDINGS_ADMIN_KEY", key)];
     let service = Service::with(&variables);
     let metrics = |headers: &'static [(&str, &str)]| {
         let url = service.url("/metrics");
         async move { request("GET", &url, headers, b"").await.status }
     };
     assert_eq!(metrics(&[]).await, 401);
-    assert_eq!(metrics(&[("authorization", "Bearer admin")]).await, 200);
+    assert_eq!(metrics(&[("authorization", "Bearer admin-0123456789abcdef")]).await, 200);
     assert_eq!(publish(&service, &[], br#"{"type":"a.b"}"#).await.status, 401);
     assert_eq!(request("GET", &service.url("/console"), &[], b"").await.status, 404);
 }

@@ -12,6 +12,7 @@ mod deflate;
 mod drain;
 mod fixture;
 mod http;
+mod keys;
 mod overload;
 mod pipelined;
 mod redis_channel;
