@@ -11,7 +11,7 @@ use axum::{
 };
 use bytes::Bytes;
 use tidings::{
-    accept::{self, Sharing},
+    accept::{self, Limits, Sharing},
     handshake::Handshake,
 };
 use tidings_engine::wire::{
@@ -36,7 +36,7 @@ async fn main() -> io::Result<()> {
     let serving = connections.clone();
     let router = Router::new().fallback(move |request| std::future::ready(upgrade(request, &serving)));
     if let Some(incomings) = incomings.pop() {
-        accept::serve(incomings, router, connections, CancellationToken::new()).await;
+        accept::serve(incomings, router, Limits::default(), connections, CancellationToken::new()).await;
     }
     Ok(())
 }

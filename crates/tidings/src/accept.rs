@@ -1,5 +1,7 @@
 //! Listening: sockets for the shards, and HTTP on what they accept.
 
+mod limits;
+
 use std::{
     io,
     net::{SocketAddr, TcpStream},
@@ -20,13 +22,19 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
+pub(crate) use limits::Held;
+pub use limits::{Limits, Places, Refused};
+
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
 /// Connections that are accepted at once: what a rush brings is taken off the kernel before it is served, because what does
 /// not fit there comes again only after seconds.
 const ACCEPTED_AT_ONCE_MAX: usize = 8192;
-/// For a request's head to arrive; a connection that takes longer is no client of ours.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The head of a request: its line and its headers, of which there may be 100, which is what the library reads. A larger one
+/// is answered 431. Cookies take the most of it, and browsers and proxies send no more either.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// What is read of one connection in one go, and written, before others have their turn.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// What waits in the kernel for one client, at about; the rest waits with us, where everybody shares it.
 const KERNEL_WAITING_BYTES: u32 = 128 * 1024;
 /// Before another attempt when the process has no descriptor left: every connection that ends gives one back.
@@ -120,8 +128,14 @@ fn limit_kernel_waiting(socket: &Socket) {
 }
 
 /// Serves HTTP on what comes in until `stop`. Connections run on `tasks`; each lets the request that it is in end.
-pub async fn serve(incomings: Incomings, router: Router, tasks: TaskTracker, stop: CancellationToken) {
-    let served = Served { router, tasks, stop: stop.clone() };
+pub async fn serve(
+    incomings: Incomings,
+    router: Router,
+    limits: Limits,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
+    let served = Served { router, limits, tasks, stop: stop.clone() };
     let accepting = async {
         match incomings {
             Incomings::Listener(listener) => loop {
@@ -191,12 +205,16 @@ async fn accept(listener: &TcpListener) -> (tokio::net::TcpStream, SocketAddr) {
 #[derive(Clone)]
 struct Served {
     router: Router,
+    limits: Limits,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Served {
     fn take(&self, socket: tokio::net::TcpStream, peer: SocketAddr) {
+        // The newest goes: whoever is there already may be in the middle of something.
+        let Some(place) = self.limits.places.take() else { return (self.limits.refused)(Refused::NoPlace) };
+        let (held, limits) = (Held::new(place), self.limits.clone());
         if !cfg!(target_os = "linux")
             && let Err(error) = SockRef::from(&socket).set_tcp_nodelay(true)
         {
@@ -204,12 +222,16 @@ impl Served {
         }
         let (router, stop) = (self.router.clone(), self.stop.clone());
         self.tasks.spawn(async move {
+            let holding = held.clone();
             let service = service_fn(move |mut request: Request<Incoming>| {
+                holding.ask();
                 request.extensions_mut().insert(ConnectInfo(peer));
+                request.extensions_mut().insert(holding.clone());
                 router.clone().oneshot(request.map(Body::new))
             });
             let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            http.timer(TokioTimer::new()).header_read_timeout(limits.head);
+            http.max_header_size(HEAD_BYTES_MAX).max_buf_size(BUFFER_BYTES_MAX);
             let mut connection =
                 std::pin::pin!(http.serve_connection(TokioIo::new(socket), service).with_upgrades());
             let ended = tokio::select! {
@@ -221,6 +243,9 @@ impl Served {
             };
             if let Err(error) = ended {
                 tracing::debug!(%error, "a connection ended");
+                if let Some(refused) = held.refused(&error) {
+                    (limits.refused)(refused);
+                }
             }
         });
     }

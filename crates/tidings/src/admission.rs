@@ -51,6 +51,8 @@ pub(crate) enum Refused {
     User,
     /// They come too fast.
     Rate,
+    /// There are as many connections as there may be that are nothing but HTTP, or were nothing else yet.
+    Http,
 }
 
 impl Refused {
@@ -62,6 +64,7 @@ impl Refused {
             Self::Address => "address",
             Self::User => "user",
             Self::Rate => "rate",
+            Self::Http => "http",
         }
     }
 
@@ -69,7 +72,9 @@ impl Refused {
     pub(crate) const fn detail(self) -> &'static str {
         match self {
             Self::Draining => "this node is stopping; connect again",
-            Self::Connections => "this node has as many connections as it may have; connect again later",
+            Self::Connections | Self::Http => {
+                "this node has as many connections as it may have; connect again later"
+            }
             Self::Address => "there are as many connections from this address as there may be",
             Self::User => "this user has as many connections as he may have",
             Self::Rate => "too many connections come at once; connect again later",
@@ -80,7 +85,7 @@ impl Refused {
     pub(crate) const fn close_code(self) -> CloseCode {
         match self {
             Self::Draining => CloseCode::ServiceRestart,
-            Self::Connections | Self::Rate => CloseCode::TryAgainLater,
+            Self::Connections | Self::Rate | Self::Http => CloseCode::TryAgainLater,
             Self::Address | Self::User => CloseCode::TooMany,
         }
     }
@@ -95,6 +100,11 @@ impl Admission {
             users: settings.connections_per_user_max.map(Limit::new),
             rate: settings.accept_rate_max.map(Rate::new),
         }
+    }
+
+    /// How many there are.
+    pub(crate) fn admitted(&self) -> usize {
+        self.connections.taken.lock().get(&()).copied().unwrap_or(0)
     }
 
     /// Whether a connection may begin now, for a request with these headers from `peer`.

@@ -84,6 +84,14 @@ pub struct Settings {
     pub connections_per_user_max: Option<usize>,
     /// New connections per second.
     pub accept_rate_max: Option<u32>,
+    /// Sockets that may be open at the same time on the public address, whatever they are used for.
+    pub sockets_max: usize,
+    /// Those of them that may be neither WebSockets nor event streams.
+    pub http_connections_max: usize,
+    /// Connections on the internal address.
+    pub internal_connections_max: usize,
+    /// For a request's head to arrive.
+    pub handshake: Duration,
     /// See [`ShardOptions::message_rate_max`](tidings_engine::shard::ShardOptions::message_rate_max).
     pub message_rate_max: u32,
     /// See [`ShardOptions::behind_age_ms`](tidings_engine::shard::ShardOptions::behind_age_ms).
@@ -146,6 +154,10 @@ const SECRET_BYTES_MIN: usize = 16;
 
 /// More connections than any machine has.
 const CONNECTIONS_MAX: u64 = 10_000_000;
+
+/// Connections over HTTP that a shard may have at the same time, whatever descriptors there are: each costs some kilobytes,
+/// also if nothing ever comes over it. As many as are accepted in one go.
+const HTTP_CONNECTIONS_PER_SHARD_MAX: usize = 8192;
 
 /// How a setting says yes or no.
 const YES_OR_NO: [(&str, bool); 4] = [("false", false), ("true", true), ("0", false), ("1", true)];
@@ -219,6 +231,7 @@ impl Settings {
             .optional_number("TIDINGS_SHARDS", 1, SHARDS_MAX as u64)?
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get).min(SHARDS_MAX));
         let internal_listen = layers.optional("TIDINGS_INTERNAL_LISTEN");
+        let sockets = Sockets::by_descriptors(shards);
         keys::check_plain(layers, environment)?;
         let settings = Self {
             environment,
@@ -243,7 +256,9 @@ impl Settings {
             event_bytes_max: layers.number("TIDINGS_EVENT_BYTES_MAX", 1024, 16 << 20)?,
             subscriptions_max: layers.number("TIDINGS_SUBSCRIPTIONS_MAX", 1, 100_000)?,
             trusted_proxies: trusted_proxies(layers)?,
-            connections_max: connections_max(layers, shards)?,
+            connections_max: layers
+                .optional_number("TIDINGS_CONNECTIONS_MAX", 1, CONNECTIONS_MAX)?
+                .unwrap_or(sockets.connections),
             connections_per_address_max: layers.optional_number(
                 "TIDINGS_CONNECTIONS_PER_ADDRESS_MAX",
                 1,
@@ -255,6 +270,10 @@ impl Settings {
                 CONNECTIONS_MAX,
             )?,
             accept_rate_max: layers.optional_number("TIDINGS_ACCEPT_RATE_MAX", 1, 1_000_000)?,
+            sockets_max: sockets.public,
+            http_connections_max: HTTP_CONNECTIONS_PER_SHARD_MAX * shards,
+            internal_connections_max: sockets.internal,
+            handshake: Duration::from_secs(layers.number("TIDINGS_HANDSHAKE_SECONDS", 1, 120)?),
             message_rate_max: layers.number("TIDINGS_MESSAGE_RATE_MAX", 1, 100_000)?,
             behind_age_ms: layers.number("TIDINGS_BEHIND_AGE_MS", 10, 60_000)?,
             behind_bytes: layers.number("TIDINGS_BEHIND_BYTES", 16 << 10, 1 << 30)?,
@@ -336,7 +355,7 @@ impl Settings {
                     .to_owned(),
             );
         }
-        let allowed = connections_by_descriptors(self.shards);
+        let allowed = Sockets::by_descriptors(self.shards).connections;
         if self.connections_max > allowed {
             cautions.push(format!(
                 "TIDINGS_CONNECTIONS_MAX is {}, and the limit of file descriptors (`ulimit -n`) leaves about {allowed}",
@@ -492,22 +511,34 @@ fn trusted_proxies(layers: &Layers) -> Result<Option<Vec<IpNet>>, SettingError> 
     layers.list(name).iter().map(network).collect::<Result<_, _>>().map(Some)
 }
 
-fn connections_max(layers: &Layers, shards: usize) -> Result<usize, SettingError> {
-    let set = layers.optional_number("TIDINGS_CONNECTIONS_MAX", 1, CONNECTIONS_MAX)?;
-    Ok(set.unwrap_or_else(|| connections_by_descriptors(shards)))
+/// What the process's limit of file descriptors leaves for sockets, each of which takes one.
+struct Sockets {
+    /// WebSockets and event streams.
+    connections: usize,
+    /// Everything on the public address: those, and HTTP in what is left. What comes in a rush is HTTP before it is a
+    /// WebSocket, so that HTTP may have what they have not taken.
+    public: usize,
+    /// Everything on the internal address, whatever happens on the public one.
+    internal: usize,
 }
 
-/// What the process's limit of file descriptors leaves for connections, each of which takes one.
-fn connections_by_descriptors(shards: usize) -> usize {
-    // `None`: there is no limit.
-    let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current else {
-        return usize::try_from(CONNECTIONS_MAX).unwrap_or(usize::MAX);
-    };
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    // For files, listeners, Redis, and requests over HTTP, among them those that are refused.
-    let least = 32 + 8 * shards;
-    let reserve = (limit / 8).clamp(least, least.max(2048));
-    limit.saturating_sub(reserve).max(1)
+impl Sockets {
+    fn by_descriptors(shards: usize) -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        // `None`: there is no limit.
+        let limit = limit.unwrap_or(CONNECTIONS_MAX).min(CONNECTIONS_MAX);
+        Self::of(usize::try_from(limit).unwrap_or(usize::MAX), shards)
+    }
+
+    fn of(limit: usize, shards: usize) -> Self {
+        // For files, listeners and Redis; and as many, or more, for requests over HTTP, among them those that are refused.
+        let files = 16 + 4 * shards;
+        let least = 2 * files;
+        let reserve = (limit / 8).clamp(least, least.max(2048));
+        let internal = (reserve - files) / 4;
+        let left = |taken: usize| limit.saturating_sub(taken).max(1);
+        Self { connections: left(reserve), public: left(files + internal), internal }
+    }
 }
 
 fn redis_address(layers: &Layers) -> Result<Option<RedisAddress>, SettingError> {
@@ -613,6 +644,19 @@ mod tests {
     }
 
     #[test]
+    fn every_descriptor_is_meant_for_something() {
+        for (limit, shards) in [(64, 1), (100, 1), (1024, 2), (20_000, 2), (1_048_576, 64)] {
+            let Sockets { connections, public, internal } = Sockets::of(limit, shards);
+            assert!(
+                connections < public && public + internal < limit,
+                "{limit}: {connections} {public} {internal}"
+            );
+            assert!(limit - public - internal >= 16 + 4 * shards, "{limit}");
+        }
+        assert_eq!(Sockets::of(100, 1).connections, 60);
+    }
+
+    #[test]
     fn proxies_are_networks_addresses_or_none_and_a_limit_without_them_is_told() {
         let limit = ("TIDINGS_CONNECTIONS_PER_ADDRESS_MAX", "5");
         let unset = read(&[limit]).unwrap();
@@ -644,7 +688,9 @@ mod tests {
             ("TIDINGS_CONNECTIONS_MAX", "0", "a whole number from 1"),
             ("TIDINGS_ACCEPT_RATE_MAX", "fast", "a whole number from 1"),
             ("TIDINGS_PUBLISH_RATE_MAX", "0", "a whole number from 1"),
+            ("TIDINGS_HANDSHAKE_SECONDS", "121", "a whole number from 1 to 120"),
             ("TIDINGS_MESSAGE_RATE_MAX", "0", "a whole number from 1 to 100000"),
+            ("TIDINGS_KEYS", "x", "expected a JSON array"),
             ("TIDINGS_DRAIN_SECONDS", "3601", "a whole number from 0 to 3600"),
             ("TIDINGS_LOG_FORMAT", "xml", "`text`, `json`"),
             ("CONTAINER_RESTART", "maybe", "`false`, `true`"),

@@ -1,5 +1,6 @@
 //! The HTTP edge: one file for each route, put together here.
 
+mod body;
 mod config;
 mod console;
 mod events;
@@ -34,6 +35,7 @@ use tokio_util::task::TaskTracker;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::{
+    accept,
     access::{Access, Refusal as KeyRefusal},
     admission::{Admission, Refused},
     auth::{Auth, Denied, Refusal, Session},
@@ -127,15 +129,29 @@ impl Edge {
         }
     }
 
+    /// Counts a connection that was refused before it had a request, and says it once per burst.
+    pub(crate) fn connection_refused(&self, refused: accept::Refused) {
+        let reason = match refused {
+            accept::Refused::NoPlace => return self.count_refused(Refused::Http),
+            accept::Refused::Silent => "silent",
+            accept::Refused::HeadTooLarge => "head_too_large",
+            accept::Refused::NoHttp => "no_http",
+        };
+        // Browsers open connections in advance, and that is no trouble.
+        if refused == accept::Refused::Silent {
+            return self.metrics.request_refused(reason, "");
+        }
+        self.request_refused(reason, None);
+    }
+
     /// Whether there is room for one more connection now. The guard lasts as long as the connection.
     fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Guard, Refused> {
         let admitted =
             if self.is_draining() { Err(Refused::Draining) } else { self.admission.admit(headers, peer) };
-        let admitted = admitted.inspect_err(|&refused| self.note_refused(refused))?;
-        Ok(Box::new(admitted))
+        Ok(Box::new(admitted.inspect_err(|&refused| self.count_refused(refused))?))
     }
 
-    fn note_refused(&self, refused: Refused) {
+    fn count_refused(&self, refused: Refused) {
         self.metrics.refused(refused.as_str());
         if refused != Refused::Draining
             && let Some(unsaid) = self.refusals.occur(refused.as_str())

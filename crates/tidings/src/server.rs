@@ -30,7 +30,7 @@ use tokio_util::{
 };
 
 use crate::{
-    accept::{self, Incomings, Sharing},
+    accept::{self, Incomings, Limits, Places, Sharing},
     access::Access,
     admission::Admission,
     auth::{Auth, Shared},
@@ -211,12 +211,13 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) -> Result<usize, StartError> {
         let Self { edge, public: _, internal, shards, listeners, sources, stop: stop_upkeep } = self;
         let (accepting, failed) = (CancellationToken::new(), CancellationToken::new());
+        let limits = public_limits(&edge);
         for (number, (driver, incomings)) in (0..).zip(shards) {
             let router = routes::public(&edge).layer(Extension(edge.node.shard(number)));
             // However a shard ends, by a panic, too: a service without it would look well and be deaf.
             let alive = failed.clone().drop_guard();
-            let shard =
-                ServedShard { driver, incomings, router, accepting: accepting.clone(), _alive: alive };
+            let (limits, accepting) = (limits.clone(), accepting.clone());
+            let shard = ServedShard { driver, incomings, router, limits, accepting, _alive: alive };
             // The first shares its thread with the sources, so that on one core nothing goes from thread to thread.
             if number == 0 {
                 edge.tasks.spawn(shard.run());
@@ -226,7 +227,8 @@ impl Server {
         }
         if let Some((_, incomings)) = internal {
             let router = routes::internal(&edge);
-            edge.tasks.spawn(accept::serve(incomings, router, edge.tasks.clone(), accepting.clone()));
+            let limits = internal_limits(&edge);
+            edge.tasks.spawn(accept::serve(incomings, router, limits, edge.tasks.clone(), accepting.clone()));
         }
         edge.tasks.spawn(Arc::clone(&edge.auth).run(stop_upkeep.child_token()));
         if let Some((channel, stream)) = listeners {
@@ -271,6 +273,27 @@ async fn drain(edge: &Edge, failed: &CancellationToken) {
     if !over.is_zero() {
         let _ = failed.run_until_cancelled(timeout(over, edge.node.drain(over))).await;
     }
+}
+
+/// What is left beside WebSockets and event streams.
+fn public_limits(edge: &Arc<Edge>) -> Limits {
+    let settings = &edge.settings;
+    let admitted = Arc::clone(edge);
+    let others = move || admitted.admission.admitted();
+    let places = Places::new(settings.http_connections_max, settings.sockets_max, others);
+    Limits { head: settings.handshake, places, refused: refused(edge) }
+}
+
+/// Its own, so that publishers and operators get through whatever happens on the public address.
+fn internal_limits(edge: &Arc<Edge>) -> Limits {
+    let max = edge.settings.internal_connections_max;
+    Limits { head: edge.settings.handshake, places: Places::new(max, max, || 0), refused: refused(edge) }
+}
+
+/// Counts who is refused before there is a request, and says it once per burst.
+fn refused(edge: &Arc<Edge>) -> Arc<dyn Fn(accept::Refused) + Send + Sync> {
+    let edge = Arc::clone(edge);
+    Arc::new(move |refused| edge.connection_refused(refused))
 }
 
 /// The sources that Redis carries. A node that keeps its own streams reaches it by connections of its own.
@@ -374,6 +397,7 @@ struct ServedShard {
     driver: Driver,
     incomings: Incomings,
     router: Router,
+    limits: Limits,
     accepting: CancellationToken,
     /// Dropped with it, which stops the service.
     _alive: DropGuard,
@@ -385,7 +409,7 @@ impl ServedShard {
         // Its own, because a runtime must not end before the tasks that were spawned on it.
         let requests = TaskTracker::new();
         let accepting = requests.clone();
-        requests.spawn(accept::serve(self.incomings, self.router, accepting, self.accepting));
+        requests.spawn(accept::serve(self.incomings, self.router, self.limits, accepting, self.accepting));
         if let Err(error) = self.driver.run().await {
             tracing::error!(%error, "a shard has ended; its connections are gone");
         }

@@ -170,6 +170,11 @@ pub static SETTINGS: &[Setting] = &[
         None,
         "new WebSockets and event streams per second, those of one second at once; unset: no limit",
     ),
+    plain(
+        "TIDINGS_HANDSHAKE_SECONDS",
+        Some("10"),
+        "for the head of a request to arrive, and between two requests of a connection, 1 to 120; who takes longer is cut off",
+    ),
     plain("TIDINGS_SUBSCRIPTIONS_MAX", Some("500"), "subscriptions per connection"),
     plain(
         "TIDINGS_MESSAGE_RATE_MAX",

@@ -9,21 +9,17 @@ use axum::{
     http::{HeaderMap, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use futures_util::StreamExt as _;
 use serde_json::{json, value::RawValue};
 use tidings_protocol::{Event, EventId};
 
 use super::{
-    Edge, peer_of,
+    Edge, body, peer_of,
     problem::{ItemError, Problem},
 };
 use crate::{config::Scope, keys::Key, metrics::EventSource};
 
 /// The largest body of a request.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// A body that is too large is read on up to this, and thrown away: who is still sending does not read an answer, and would
-/// find a reset connection in its place.
-const DISCARDED_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
 /// Events in one request.
 const EVENTS_MAX: usize = 1000;
 /// Errors told of one request: who has more has made the same mistake more often.
@@ -37,7 +33,13 @@ pub(super) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let body = read_body(body).await?;
+    let body = match body::read(body, BODY_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(problem) => {
+            edge.request_refused(problem.code().unwrap_or("body"), Some(&key));
+            return Err(problem);
+        }
+    };
     let idempotency_key = idempotency_key(&headers)?;
     let mut events = read(&edge, &headers, &body)?;
     check_scope(&edge, &key, &events)?;
@@ -107,26 +109,6 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
             format!("Idempotency-Key: expected 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters");
         Problem::new(StatusCode::BAD_REQUEST, detail)
     })
-}
-
-async fn read_body(body: Body) -> Result<Vec<u8>, Problem> {
-    let (mut stream, mut bytes, mut length) = (body.into_data_stream(), Vec::new(), 0);
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
-        length += chunk.len();
-        if length <= BODY_BYTES_MAX {
-            bytes.extend_from_slice(&chunk);
-        } else if length > DISCARDED_BYTES_MAX {
-            break;
-        } else {
-            bytes = Vec::new();
-        }
-    }
-    if length > BODY_BYTES_MAX {
-        let detail = format!("at most {BODY_BYTES_MAX} bytes are accepted in one request; send several");
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
-    }
-    Ok(bytes)
 }
 
 /// Reads all events, or says what is wrong with each that is.

@@ -15,7 +15,7 @@ use tidings_engine::driver::ShardHandle;
 use tidings_protocol::{Epoch, Position, ProjectId, StreamId, TypeFilter};
 
 use super::{Edge, problem::Problem, retry_after_s};
-use crate::{admission::Refused, auth::Refusal};
+use crate::{accept::Held, admission::Refused, auth::Refusal};
 
 /// Begins a stream. A browser keeps the last reconnection time that it was told, and the last may have been the appointment of
 /// a node that stopped.
@@ -39,6 +39,7 @@ pub(super) async fn subscribe(
     State(edge): State<Arc<Edge>>,
     Extension(shard): Extension<ShardHandle>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    held: Option<Extension<Held>>,
     headers: HeaderMap,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -69,7 +70,7 @@ pub(super) async fn subscribe(
             let user = match edge.admission.admit_user(session.user()) {
                 Ok(user) => user,
                 Err(refused) => {
-                    edge.note_refused(refused);
+                    edge.count_refused(refused);
                     return refuse(&headers, refused);
                 }
             };
@@ -79,9 +80,13 @@ pub(super) async fn subscribe(
             session.connect(&shard, open).map_err(|denied| edge.problem_of(&denied.into()))?
         }
     };
+    // It counts as a connection from here on. As its last response, because what came behind it would count as nothing.
+    if let Some(Extension(held)) = held {
+        held.give_back();
+    }
     let beginning = stream::iter([Bytes::from_static(RECONNECTION_TIME)]);
     let body = Body::from_stream(beginning.chain(events).map(Ok::<_, Infallible>));
-    Ok((HEADERS, body).into_response())
+    Ok((HEADERS, [(header::CONNECTION, "close")], body).into_response())
 }
 
 /// Says that there is no room. On any status but 200 a browser's `EventSource` gives up for good; after a stream that ends it

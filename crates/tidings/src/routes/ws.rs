@@ -44,7 +44,7 @@ pub(super) async fn upgrade(
         Some(session) => match edge.admission.admit_user(session.user()) {
             Ok(user) => Box::new((admitted, user, Arc::clone(session))),
             Err(refused) => {
-                edge.note_refused(refused);
+                edge.count_refused(refused);
                 return no_room(&edge, handshake, refused);
             }
         },

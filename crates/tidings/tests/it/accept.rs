@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::{Router, routing::get};
-use tidings::accept::{self, Sharing};
+use tidings::accept::{self, Limits, Sharing};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::fixture::request;
@@ -17,7 +17,7 @@ async fn answered(sharing: Sharing, requests: usize) -> BTreeMap<String, usize> 
     for (shard, incomings) in (0..).zip(incomings) {
         let shard: u16 = shard;
         let router = Router::new().route("/", get(move || async move { shard.to_string() }));
-        tasks.spawn(accept::serve(incomings, router, tasks.clone(), stop.clone()));
+        tasks.spawn(accept::serve(incomings, router, Limits::default(), tasks.clone(), stop.clone()));
     }
     let mut answered = BTreeMap::new();
     for _ in 0..requests {
