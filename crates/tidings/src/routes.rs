@@ -25,10 +25,12 @@ use std::{
 use axum::{
     Router,
     extract::ConnectInfo,
-    http::{Extensions, HeaderMap, HeaderName, Method, StatusCode, header},
+    http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::map_response,
+    response::Response,
     routing::{get, post},
 };
-use tidings_engine::{Node, driver::Guard};
+use tidings_engine::{Node, driver::Guard, engine::EngineError};
 use tidings_protocol::ProjectId;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -97,19 +99,19 @@ impl Edge {
     }
 
     /// Says that somebody may not.
-    fn denied(&self, refusal: &Refusal) -> Problem {
+    fn denied(&self, refusal: &KeyRefusal) -> Problem {
         let told = self.is_development();
         match refusal {
-            Refusal::KeyMissing(hint) => {
+            KeyRefusal::KeyMissing(hint) => {
                 self.request_refused("key_missing", None);
                 Problem::denied(StatusCode::UNAUTHORIZED, "key_missing", hint, told)
             }
-            Refusal::KeyUnknown => {
+            KeyRefusal::KeyUnknown => {
                 self.request_refused("key_unknown", None);
                 let detail = "this key is not one of those that may; see TIDINGS_PUBLISH_KEYS, `[[keys]]` and TIDINGS_ADMIN_KEY";
                 Problem::denied(StatusCode::UNAUTHORIZED, "key_unknown", detail, told)
             }
-            Refusal::Scope(key, scope) => {
+            KeyRefusal::Scope(key, scope) => {
                 self.request_refused("scope", Some(key));
                 let (name, scope) = (key.name(), scope.as_str());
                 let detail = format!(
@@ -142,6 +144,23 @@ impl Edge {
             return self.metrics.request_refused(reason, "");
         }
         self.request_refused(reason, None);
+    }
+
+    /// Says that the engine cannot do it now. What it is exactly may hold addresses, and is for the log.
+    fn unavailable(&self, error: &EngineError) -> Problem {
+        let (code, plain) = match error {
+            EngineError::Unavailable(_) => {
+                ("unavailable", "the service cannot reach its store; try again later")
+            }
+            EngineError::Journal(_) => ("journal", "the service cannot write its journal; try again later"),
+        };
+        if let Some(unsaid) = self.denials.occur((code, "".into())) {
+            // Debug formatting escapes what might have come from elsewhere.
+            let error = error.to_string();
+            tracing::warn!(?error, more_since_last = unsaid, "requests cannot be answered");
+        }
+        let detail = if self.is_development() { error.to_string() } else { plain.to_owned() };
+        Problem::denied(StatusCode::SERVICE_UNAVAILABLE, code, &detail, true)
     }
 
     /// Whether there is room for one more connection now. The guard lasts as long as the connection.
@@ -185,11 +204,11 @@ impl Edge {
     fn problem_of(&self, refusal: &Refusal) -> Problem {
         match refusal {
             Refusal::Denied(Denied { code, detail }) => {
-                Problem::denied(StatusCode::UNAUTHORIZED, code, detail, self.explains())
+                Problem::denied(StatusCode::UNAUTHORIZED, code, detail, self.is_development())
             }
             Refusal::NoVerdict(why) => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
-                Problem::denied(status, NO_VERDICT, why, self.explains()).retry_after(retry_after_s())
+                Problem::denied(status, NO_VERDICT, why, self.is_development()).retry_after(retry_after_s())
             }
         }
     }
@@ -205,12 +224,7 @@ impl Edge {
         let entries: Vec<_> = projects.entries().collect();
         let detail =
             format!("no right to project {project}: the session's `projects` are [{}]", entries.join(", "));
-        Err(Problem::denied(StatusCode::FORBIDDEN, NOT_AUTHORIZED, &detail, self.explains()))
-    }
-
-    /// Whether whoever is refused is told the rule: in development. Elsewhere the code has to do.
-    fn explains(&self) -> bool {
-        self.settings.environment == Environment::Development
+        Err(Problem::denied(StatusCode::FORBIDDEN, NOT_AUTHORIZED, &detail, self.is_development()))
     }
 }
 
@@ -239,21 +253,28 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
         .route("/api/projects/{project_id}/events", get(history::list))
         .route("/api/tickets", post(tickets::give))
         .route("/schema/{name}", get(schema::show))
-        .merge(health_routes());
-    let development = edge.settings.environment == Environment::Development;
+        .merge(health_routes())
+        .route("/readyz", get(health::ready));
     let router = if edge.settings.internal_listen.is_none() {
         router.merge(operator_routes()).route("/metrics", get(metrics::public))
     } else {
         router
     };
-    let router = if development { router.merge(console::routes()) } else { router };
+    let router = if edge.is_development() {
+        router.merge(console::routes(&edge.settings.websocket_url(Some(edge.port))))
+    } else {
+        router
+    };
     // Around the fallbacks, too: they answer a preflight, which is an OPTIONS that no route takes.
     finish(router, edge).layer(cors(edge))
 }
 
 /// What belongs to the operator and to publishers, on the internal listener.
 pub(crate) fn internal(edge: &Arc<Edge>) -> Router {
-    let router = operator_routes().route("/metrics", get(metrics::internal)).merge(health_routes());
+    let router = operator_routes()
+        .route("/metrics", get(metrics::internal))
+        .merge(health_routes())
+        .route("/readyz", get(health::ready_internal));
     finish(router, edge)
 }
 
@@ -262,22 +283,27 @@ fn operator_routes() -> Router<Arc<Edge>> {
 }
 
 fn health_routes() -> Router<Arc<Edge>> {
-    Router::new()
-        .route("/health/websocket", get(health::websocket))
-        .route("/livez", get(health::live))
-        .route("/readyz", get(health::ready))
+    Router::new().route("/health/websocket", get(health::websocket)).route("/livez", get(health::live))
 }
 
 fn finish(router: Router<Arc<Edge>>, edge: &Arc<Edge>) -> Router {
     router
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path") })
-        .method_not_allowed_fallback(|method: Method| async move {
-            Problem::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                format!("this path does not take {method}; see `Allow`"),
-            )
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method; see `Allow`")
         })
+        .layer(map_response(as_it_says))
         .with_state(Arc::clone(edge))
+}
+
+/// A browser takes a response for what it says that it is: JSON with a publisher's text in it is no page.
+async fn as_it_says(mut response: Response) -> Response {
+    // An upgraded connection is no document, and there are very many of them.
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let nosniff = HeaderValue::from_static("nosniff");
+        response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    }
+    response
 }
 
 fn cors(edge: &Arc<Edge>) -> CorsLayer {

@@ -7,16 +7,24 @@ use axum::{
     routing::get,
 };
 
-/// Nothing from elsewhere, nothing inline; sockets to wherever `/api/config` says.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; base-uri 'none'; frame-ancestors 'none'";
+/// Nothing from elsewhere, nothing inline, nowhere to send anything; a socket to where `/api/config` says.
+fn content_security_policy(websocket_url: &str) -> String {
+    let socket = websocket_url.strip_suffix("/ws").unwrap_or(websocket_url);
+    format!(
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self' {socket}; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+}
 
-pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
+pub(super) fn routes<S: Clone + Send + Sync + 'static>(websocket_url: &str) -> Router<S> {
+    let policy = content_security_policy(websocket_url);
     let file = |content_type: &'static str, text: &'static str| {
+        let policy = policy.clone();
         get(move || async move {
             let headers = [
                 (header::CONTENT_TYPE, content_type),
-                (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
-                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+                (header::CONTENT_SECURITY_POLICY, &*policy),
+                (header::REFERRER_POLICY, "no-referrer"),
                 (header::CACHE_CONTROL, "no-cache"),
             ];
             (headers, text).into_response()

@@ -54,8 +54,7 @@ pub(super) async fn publish(
         }
     }
     let appended = edge.ingest.append(EventSource::Http, events).await;
-    let appended =
-        appended.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    let appended = appended.map_err(|error| edge.unavailable(&error))?;
     let places: Vec<_> = appended
         .iter()
         .map(|appended| {

@@ -37,17 +37,33 @@ pub(super) async fn live(RawQuery(query): RawQuery) -> (StatusCode, String) {
     report(query.as_deref(), &[("answers".to_owned(), true)])
 }
 
-/// `GET /readyz`: fails at once when the node drains or events cannot flow.
+/// `GET /readyz`: fails at once when the node drains or events cannot flow. To everybody without the addresses of what is
+/// behind the service, but to its developer.
 pub(super) async fn ready(State(edge): State<Arc<Edge>>, RawQuery(query): RawQuery) -> (StatusCode, String) {
+    readiness(&edge, query.as_deref(), edge.is_development())
+}
+
+/// The same on the internal listener, with addresses.
+pub(super) async fn ready_internal(
+    State(edge): State<Arc<Edge>>,
+    RawQuery(query): RawQuery,
+) -> (StatusCode, String) {
+    readiness(&edge, query.as_deref(), true)
+}
+
+fn readiness(edge: &Edge, query: Option<&str>, addresses: bool) -> (StatusCode, String) {
     let appends = edge.node.engine().failing().is_none();
     let mut checks = vec![
         ("not draining".to_owned(), !edge.is_draining()),
         ("events can be appended".to_owned(), appends),
     ];
     let parts = edge.node.vigil().parts();
-    checks.extend(parts.into_iter().map(|(part, is_heard)| (format!("{part} is heard"), is_heard)));
+    checks.extend(parts.into_iter().map(|(part, is_heard)| {
+        let plain = part.split(" at ").next().filter(|_| !addresses).unwrap_or(&part);
+        (format!("{plain} is heard"), is_heard)
+    }));
     // Whoever is connected is served meanwhile, and another node would ask the same.
-    let (status, text) = report(query.as_deref(), &checks);
+    let (status, text) = report(query, &checks);
     let silent =
         edge.auth.silent().map(|silent| format!("[!] {silent} cannot be asked; nobody new is let in\n"));
     (status, silent.unwrap_or_default() + &text)

@@ -34,7 +34,8 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     edge.check_origin(&headers)?;
     let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
-    let Path(project_id) = project_id.map_err(|error| bad(format!("project_id: {error}")))?;
+    let Path(project_id) =
+        project_id.map_err(|_| bad("project_id: expected UTF-8, percent-encoded".to_owned()))?;
     let Query(parameters) = parameters.map_err(|error| bad(error.body_text()))?;
     let stream =
         StreamId::try_from(project_id.as_str()).map_err(|error| bad(format!("project_id: {error}")))?;
@@ -53,7 +54,7 @@ pub(super) async fn list(
     }
     let limit = PageLimit { records: limit, bytes: usize::MAX, folded: false };
     let page = edge.node.engine().history(&stream, since.as_ref(), limit).await;
-    let mut page = page.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    let mut page = page.map_err(|error| edge.unavailable(&error))?;
     if let Some(session) = session {
         // The announcements speak of projects that are not everybody's.
         let projects = session.projects();

@@ -12,7 +12,7 @@ use axum::{
 use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use tidings_engine::driver::ShardHandle;
-use tidings_protocol::{Epoch, Position, ProjectId, StreamId, TypeFilter};
+use tidings_protocol::{Epoch, InvalidPattern, Position, ProjectId, StreamId, TypeFilter};
 
 use super::{Edge, problem::Problem, retry_after_s};
 use crate::{accept::Held, admission::Refused, auth::Refusal};
@@ -51,7 +51,16 @@ pub(super) async fn subscribe(
     let types = parameters.types.as_deref().map_or(Ok(TypeFilter::everything()), |types| {
         TypeFilter::parse(&types.split(',').map(str::trim).collect::<Vec<_>>())
     });
-    let types = types.map_err(|error| bad(format!("types: {error}")))?;
+    let types = types.map_err(|error| {
+        // Without the pattern itself: what stands in an address does not come back in an answer.
+        let expected = match error {
+            InvalidPattern::Malformed(_) => {
+                "expected event types, `word.*` or `*`, comma separated".to_owned()
+            }
+            error => error.to_string(),
+        };
+        bad(format!("types: {expected}"))
+    })?;
     let since = last_event_id(&headers).map_err(|detail| bad(detail.to_owned()))?;
     let admitted = match edge.admit(&headers, peer.ip()) {
         Ok(admitted) => admitted,

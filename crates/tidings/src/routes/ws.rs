@@ -51,7 +51,7 @@ pub(super) async fn upgrade(
     };
     let deflate = handshake.deflate;
     let (response, socket) = handshake.split();
-    let explains = edge.explains();
+    let explains = edge.is_development();
     edge.tasks.spawn(async move {
         match socket.await {
             Ok((socket, leftover)) => {
@@ -95,7 +95,7 @@ fn no_room(edge: &Edge, handshake: Handshake, refused: Refused) -> Result<Respon
 fn nobody(edge: &Edge, handshake: Handshake, refusal: &Refusal) -> Result<Response, Problem> {
     let problem = edge.problem_of(refusal);
     let (code, reason) = match refusal {
-        Refusal::Denied(denied) if edge.explains() => (CloseCode::NoSession, denied.detail.clone()),
+        Refusal::Denied(denied) if edge.is_development() => (CloseCode::NoSession, denied.detail.clone()),
         Refusal::Denied(denied) => (CloseCode::NoSession, denied.code.to_owned()),
         Refusal::NoVerdict(_) => (CloseCode::TryAgainLater, super::NO_VERDICT.to_owned()),
     };

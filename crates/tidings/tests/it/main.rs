@@ -13,6 +13,7 @@ mod drain;
 mod fixture;
 mod http;
 mod keys;
+mod limits;
 mod overload;
 mod pipelined;
 mod redis_channel;
