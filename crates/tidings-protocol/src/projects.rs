@@ -100,6 +100,21 @@ impl Projects {
         }
     }
 
+    /// Whether others name no project that is not among these. A pattern has to be here as it is: whether all that it matches is
+    /// matched by several others is not asked.
+    pub fn include_all(&self, others: &Self) -> bool {
+        let includes = |entry: &str| match &self.0 {
+            Set::Everything => true,
+            Set::Listed { ids, patterns } => {
+                let is_here = |entries: &[Box<str>]| entries.iter().any(|known| **known == *entry);
+                is_here(ids)
+                    || is_here(patterns)
+                    || !entry.contains('*') && patterns.iter().any(|known| matches(known, entry))
+            }
+        };
+        self.is_everything() || (!others.is_everything() && others.entries().all(includes))
+    }
+
     /// Whether an event for this audience is for whoever has these rights.
     pub fn include_audience(&self, audience: &Audience) -> bool {
         match audience {
@@ -197,6 +212,24 @@ mod tests {
         check(&["team-a*"], &["team-a", "team-ab"], &["team-a/web"]);
         check(&["?", "[ab]", "p{1,2}", "p."], &["?", "[ab]"], &["a", "p1", "px"]);
         check(&[], &[], &["p1"]);
+    }
+
+    #[test]
+    fn others_are_included_if_each_of_their_entries_is() {
+        let (few, everything) = (Projects::listed(&["p1", "team-a/*"]), Projects::everything());
+        for entries in [&[][..], &["p1"], &["team-a/web"], &["team-a/*", "p1"]] {
+            assert!(few.include_all(&Projects::listed(entries)), "{entries:?}");
+        }
+        for entries in
+            [&["p2"][..], &["p1", "team-b/web"], &["*"], &["team-*/*"], &["team-a/w*"], &["team-a/*/*"]]
+        {
+            assert!(!few.include_all(&Projects::listed(entries)), "{entries:?}");
+        }
+        assert!(
+            !few.include_all(&everything)
+                && everything.include_all(&everything)
+                && everything.include_all(&few)
+        );
     }
 
     #[test]

@@ -35,7 +35,7 @@ use sessions::{Entry, Sessions, Source};
 use signed_cookie::SignedCookies;
 use tickets::{Admits, Somebody, Tickets};
 
-pub(crate) use identity::{Identity, Shape};
+pub(crate) use identity::{Identity, Shape, moment, user};
 pub(crate) use presented::Presented;
 
 pub(crate) use redis_session::{Codec, SessionFormat, Template};
@@ -172,6 +172,11 @@ impl Auth {
         self.order.is_empty()
     }
 
+    /// Whether a ticket would let anybody in.
+    pub(crate) fn takes_tickets(&self) -> bool {
+        self.order.contains(&WayName::Ticket)
+    }
+
     /// Names of what cannot be asked, beside what is watched as a part of a source.
     pub(crate) fn silent(&self) -> Option<&'static str> {
         self.callback_silent.load(Ordering::Relaxed).then_some("the application (TIDINGS_AUTH_URL)")
@@ -275,7 +280,8 @@ impl Auth {
     }
 
     /// Gives out a ticket for whoever has the session that a request came with.
-    pub(crate) async fn ticket_for(&self, session: &Session) -> Result<String, Refusal> {
+    pub(crate) async fn ticket_for(&self, session: Option<&Session>) -> Result<String, Refusal> {
+        let session = session.ok_or_else(|| Denied::new("no_credentials", "nobody is asked here"))?;
         let admits = match session.entry().source() {
             Source::Itself => Admits::Somebody(Somebody::new(&session.identity(), session.entry().session())),
             Source::Redis(id) => Admits::Credential { way: WayName::RedisSession, credential: id.clone() },

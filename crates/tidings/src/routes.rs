@@ -8,6 +8,7 @@ mod health;
 mod history;
 mod metrics;
 mod problem;
+mod revoke;
 mod schema;
 mod sse;
 mod tickets;
@@ -272,6 +273,7 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
 /// What belongs to the operator and to publishers, on the internal listener.
 pub(crate) fn internal(edge: &Arc<Edge>) -> Router {
     let router = operator_routes()
+        .route("/api/tickets", post(tickets::give_internal))
         .route("/metrics", get(metrics::internal))
         .merge(health_routes())
         .route("/readyz", get(health::ready_internal));
@@ -279,7 +281,7 @@ pub(crate) fn internal(edge: &Arc<Edge>) -> Router {
 }
 
 fn operator_routes() -> Router<Arc<Edge>> {
-    Router::new().route("/api/events", post(events::publish))
+    Router::new().route("/api/events", post(events::publish)).route("/api/revoke", post(revoke::revoke))
 }
 
 fn health_routes() -> Router<Arc<Edge>> {

@@ -307,7 +307,8 @@ impl<S: Socket> Shard<S> {
     /// Stops writing what belongs to streams: nobody knows whether the session still holds.
     pub(super) fn withhold(&mut self, index: usize) {
         let client = &mut self.clients[index];
-        if client.is_leaving() || std::mem::replace(&mut client.flags.withheld, true) {
+        // One without links is on its way out, and what it is still told belongs to no stream.
+        if client.links.is_empty() || std::mem::replace(&mut client.flags.withheld, true) {
             return;
         }
         if let Some(outgoing) = &mut client.outgoing {

@@ -94,7 +94,8 @@ impl SignedCookies {
         }
         let (signed, signature) = cookie.rsplit_once('.').ok_or_else(malformed)?;
         let (payload, time) = signed.rsplit_once('.').ok_or_else(malformed)?;
-        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| malformed())?;
+        // What is no signature at all is no better than a wrong one.
+        let signature = URL_SAFE_NO_PAD.decode(signature).unwrap_or_default();
         let is_signed_by = |key: &[u8; 20]| {
             let mut mac = Hmac::<Sha1>::new_from_slice(key).expect("a key of any length is good");
             mac.update(signed.as_bytes());
@@ -182,17 +183,15 @@ mod tests {
             format!("{payload}.aSJOgB.{signature}"),
             format!("{payload}.{time}.{}", &signature[1..]),
             format!("{payload}.{time}.{}A", &signature[..26]),
-            format!("{payload}.{signature}"),
             format!("{payload}.{time}."),
         ] {
-            assert!(matches!(code(&forged, now), "session_signature" | "session_malformed"), "{forged}");
+            assert_eq!(code(&forged, now), "session_signature", "{forged}");
         }
-        for rubbish in ["", ".", "..", "a.b.c", "é.é.é", &"x".repeat(10_000)] {
-            assert_eq!(
-                code(rubbish, now),
-                if rubbish == ".." { "session_signature" } else { "session_malformed" },
-                "{rubbish}"
-            );
+        for rubbish in ["", ".", "a", &format!("{payload}.{signature}")[..20], &"x".repeat(10_000)] {
+            assert_eq!(code(rubbish, now), "session_malformed", "{rubbish}");
+        }
+        for rubbish in ["..", "a.b.c", "\u{e9}.\u{e9}.\u{e9}"] {
+            assert_eq!(code(rubbish, now), "session_signature", "{rubbish}");
         }
     }
 

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use axum::{body::Body, http::StatusCode};
 use futures_util::StreamExt as _;
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::problem::Problem;
 
 /// For all of a body to arrive. The largest that we take needs 280 kB a second for that; who drips one is cut off.
 const TIMEOUT: Duration = Duration::from_mins(1);
+/// What says something to the service itself is smaller than this.
+const DOCUMENT_BYTES_MAX: usize = 1024 * 1024;
 /// A body that is too large is read on up to so many times its limit, and thrown away: who is still sending does not read an
 /// answer, and would find a reset connection in its place.
 const DISCARDED_MAX: usize = 4;
@@ -19,6 +22,14 @@ pub(super) async fn read(body: Body, bytes_max: usize) -> Result<Vec<u8>, Proble
     timeout(TIMEOUT, read_to_end(body, bytes_max)).await.unwrap_or_else(|_| {
         let seconds = TIMEOUT.as_secs();
         Err(Problem::too_slow(&format!("the body has to arrive within {seconds} seconds; send less at once")))
+    })
+}
+
+/// Reads a small document; `expected` shows what it has.
+pub(super) async fn read_json<T: DeserializeOwned>(body: Body, expected: &str) -> Result<T, Problem> {
+    let body = read(body, DOCUMENT_BYTES_MAX).await?;
+    serde_json::from_slice(&body).map_err(|error| {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("expected {expected} as JSON: {error}"))
     })
 }
 
