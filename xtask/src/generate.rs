@@ -46,7 +46,7 @@ fn settings() -> String {
          workspace the project that its `workspace.changed` events go to: `w1 = \"my-project\"`.\n\n\
          | variable | key | default | meaning |\n| --- | --- | --- | --- |\n",
     );
-    for setting in &SETTINGS {
+    for setting in SETTINGS {
         let default = setting.default.map_or_else(|| "unset".to_owned(), |default| format!("`{default}`"));
         let secret = if setting.secret { " (secret)" } else { "" };
         // Writing to a `String` cannot fail.

@@ -17,7 +17,7 @@ const FORWARDING_HEADERS: [&str; 6] =
 /// The rules of access, made from the settings.
 #[derive(Debug)]
 pub(crate) struct Access {
-    development: bool,
+    environment: Environment,
     keys: Keys,
     /// `None`: the default of the environment.
     origins: Option<GlobSet>,
@@ -48,7 +48,7 @@ impl Access {
             set.build()
         });
         Ok(Self {
-            development: settings.environment == Environment::Development,
+            environment: settings.environment,
             keys: Keys::new(settings),
             origins: origins.transpose()?,
         })
@@ -62,7 +62,12 @@ impl Access {
         }
         let Some(authority) = authority_of(&origin) else { return false };
         let same_host = host.is_some_and(|host| host.eq_ignore_ascii_case(authority));
-        same_host || (self.development && is_local(authority))
+        match self.environment {
+            Environment::Development => same_host || is_local(authority),
+            Environment::Docker => same_host,
+            // There clients come by TLS; what came by plain HTTP has another port, and whoever is in between may have written it.
+            Environment::Production => same_host && origin.starts_with("https://"),
+        }
     }
 
     /// Whether a request may come from the page that it says it comes from; without `Origin` it is not from a page.
@@ -90,14 +95,18 @@ impl Access {
         }
     }
 
+    fn is_development(&self) -> bool {
+        self.environment == Environment::Development
+    }
+
     /// Whether a request may read metrics on the public listener.
     pub(crate) fn may_read_metrics(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let given = bearer(headers).filter(|_| !self.keys.is_empty());
         match given.map(|given| self.keys.find(given)) {
             Some(Some(key)) if key.is_admin() => Ok(()),
-            _ if self.development && !self.keys.has_admin() => Ok(()),
+            _ if self.is_development() && !self.keys.has_admin() => Ok(()),
             Some(_) => Err(Refusal::KeyUnknown),
-            None if self.development => Ok(()),
+            None if self.is_development() => Ok(()),
             None => Err(Refusal::KeyMissing(
                 "send `Authorization: Bearer KEY` with TIDINGS_ADMIN_KEY, or read them on TIDINGS_INTERNAL_LISTEN",
             )),
@@ -107,7 +116,7 @@ impl Access {
     /// A page of another site must not publish through its visitor's browser, nor a stranger through a proxy.
     fn keyless(&self, headers: &HeaderMap, peer: IpAddr) -> Result<(), &'static str> {
         let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-        if !self.development {
+        if !self.is_development() {
             return Err("set TIDINGS_PUBLISH_KEYS or `[[keys]]` and send one as `Authorization: Bearer KEY`");
         }
         if !peer.to_canonical().is_loopback() {
@@ -128,7 +137,8 @@ impl Access {
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+/// What a request shows in `Authorization: Bearer`.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
@@ -188,7 +198,12 @@ mod tests {
         }
         let production = access(&[("ENVIRONMENT", "production"), ("TIDINGS_AUTH", "none")]);
         assert!(production.allows_origin("https://app.example.com", Some("app.example.com")));
-        assert!(!production.allows_origin("http://localhost:3000", Some("app.example.com")));
+        for origin in ["http://localhost:3000", "http://app.example.com", "https://app.example.com:444"] {
+            assert!(!production.allows_origin(origin, Some("app.example.com")), "{origin}");
+        }
+        let docker = access(&[("ENVIRONMENT", "docker"), ("TIDINGS_AUTH", "none")]);
+        assert!(docker.allows_origin("http://tidings:8000", Some("tidings:8000")));
+        assert!(!docker.allows_origin("http://localhost:3000", Some("tidings:8000")));
         let listed = access(&[("TIDINGS_ALLOWED_ORIGINS", "https://*.example.com, https://other.org")]);
         assert!(listed.allows_origin("https://app.Example.com", None));
         assert!(listed.allows_origin("https://other.org", None));

@@ -1,8 +1,13 @@
 //! Who somebody is, and what he may see: the ways of `TIDINGS_AUTH`, tried in their order, and what follows from them for as long as
 //! somebody is connected. Knows no stream, and of a connection only that it has a session.
 
+mod callback;
 mod digest;
+mod http;
 mod identity;
+pub(crate) mod jwt;
+#[cfg(test)]
+mod outside;
 mod presented;
 mod redis_session;
 mod revocations;
@@ -20,6 +25,7 @@ use std::{
 };
 
 use axum::http::HeaderMap;
+use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tidings_engine::{driver::ShardHandle, engine::redis::Servers, vigil::Vigil};
 use tidings_protocol::{Gap, Projects, Timestamp, UserId};
@@ -28,7 +34,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
 
+use callback::Callback;
 use digest::Digest;
+use jwt::Jwt;
 use redis_session::RedisSessions;
 use revocations::{Revocation, Revocations, Whom};
 use sessions::{Entry, Sessions, Source};
@@ -44,6 +52,8 @@ pub(crate) use tickets::GOOD_FOR as TICKET_GOOD_FOR;
 
 /// How often sessions that somebody else keeps are asked about: an answer is good for 5 s, which leaves a second for it.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// The application is asked again so long before its answer is too old: two sweeps and an answer may pass until it is there.
+const ASKED_BEFORE: Duration = Duration::from_secs(7);
 /// The part that is not heard while sessions cannot be asked about.
 pub(crate) const PART: &str = "the sessions";
 /// The same for revocations.
@@ -124,6 +134,8 @@ pub(crate) struct Auth {
     order: Vec<WayName>,
     redis_sessions: Option<RedisSessions>,
     signed_cookies: Option<SignedCookies>,
+    jwt: Option<Jwt>,
+    callback: Option<Callback>,
     tickets: Tickets,
     names: presented::Names,
     sessions: Arc<Sessions>,
@@ -157,8 +169,13 @@ impl Auth {
                 .map(|servers| RedisSessions::new(servers, session.format.clone())),
             signed_cookies: has(WayName::SignedCookie)
                 .then(|| SignedCookies::new(&session.secrets, session.max_age, session.format.shape.clone())),
+            jwt: settings.jwt.as_ref().filter(|_| has(WayName::Jwt)).map(Jwt::new),
+            callback: settings.auth_url.as_ref().filter(|_| has(WayName::Callback)).map(Callback::new),
             tickets,
-            names: presented::Names { session_cookie: session.cookie.clone() },
+            names: presented::Names {
+                session_cookie: session.cookie.clone(),
+                token_cookie: settings.jwt.as_ref().map(|jwt| jwt.cookie.clone()).unwrap_or_default(),
+            },
             sessions: Arc::new(Sessions::new(shards)),
             revocations,
             vigil,
@@ -249,7 +266,18 @@ impl Auth {
                 let cookies = self.signed_cookies.as_ref().ok_or_else(not_configured)?;
                 (Source::Itself, cookies.check(credential, now())?)
             }
-            WayName::Jwt | WayName::Callback | WayName::Ticket => return Err(not_configured()),
+            WayName::Jwt => {
+                let jwt = self.jwt.as_ref().ok_or_else(not_configured)?;
+                (Source::Itself, jwt.check(credential, now()).await?)
+            }
+            WayName::Callback => {
+                let callback = self.callback.as_ref().ok_or_else(not_configured)?;
+                let answer = callback.check(credential, false).await;
+                self.note_callback(&answer);
+                (Source::Callback(credential.to_owned()), answer?)
+            }
+            // A ticket is never given for a ticket.
+            WayName::Ticket => return Err(not_configured()),
         };
         let id = Digest::of(format!("{way:?} {credential}").as_bytes());
         self.admit(id, session, source, checked)
@@ -378,15 +406,15 @@ impl Auth {
     /// Asks about all sessions that somebody else keeps.
     async fn sweep(&self) {
         let entries = self.sessions.all();
-        let (mut redis, mut itself) = (Vec::new(), Vec::new());
+        let (mut redis, mut itself, mut callback) = (Vec::new(), Vec::new(), Vec::new());
         for entry in entries {
             match entry.source() {
                 Source::Redis(_) => redis.push(entry),
                 Source::Itself => itself.push(entry),
-                Source::Callback(_) => {}
+                Source::Callback(_) => callback.push(entry),
             }
         }
-        self.sweep_redis(&redis).await;
+        tokio::join!(self.sweep_redis(&redis), self.sweep_callback(&callback));
         if let Ok(Some(known_until)) = self.revocations.known_until() {
             let mut verdicts = self.sessions.verdicts();
             itself.iter().for_each(|entry| entry.holds_still(Some(known_until), &mut verdicts));
@@ -422,6 +450,35 @@ impl Auth {
             tracing::debug!(why, "a session cannot be asked about");
         }
         self.tell_heard(PART, unknown.is_none());
+    }
+
+    /// Asks the application about those whose last answer is about to be too old.
+    async fn sweep_callback(&self, entries: &[Arc<Entry>]) {
+        let Some(callback) = &self.callback else { return };
+        let soon = Instant::now() + ASKED_BEFORE;
+        let due = entries.iter().filter(|entry| entry.valid_until().is_some_and(|until| until <= soon));
+        join_all(due.map(async |entry| {
+            let Source::Callback(cookie) = entry.source() else { return };
+            let answer = callback.check(cookie, true).await;
+            self.note_callback(&answer);
+            let mut verdicts = self.sessions.verdicts();
+            match (answer, self.revocations.known_until()) {
+                (Ok(checked), Ok(known_until)) => entry.holds(&checked, known_until, &mut verdicts),
+                (Err(Refusal::Denied(_)), _) => entry.ends(&mut verdicts),
+                (Err(Refusal::NoVerdict(_)), _) | (Ok(_), Err(())) => {}
+            }
+        }))
+        .await;
+    }
+
+    fn note_callback<T>(&self, answer: &Result<T, Refusal>) {
+        let is_silent = matches!(answer, Err(Refusal::NoVerdict(_)));
+        if self.callback_silent.swap(is_silent, Ordering::Relaxed) != is_silent {
+            match answer {
+                Err(Refusal::NoVerdict(why)) => tracing::warn!(why, "the application cannot be asked"),
+                _ => tracing::info!("the application can be asked again"),
+            }
+        }
     }
 
     fn tell_heard(&self, part: &str, is_heard: bool) {

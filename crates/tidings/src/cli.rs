@@ -8,6 +8,7 @@ mod logging;
 mod publish;
 mod serve;
 mod tail;
+mod token;
 
 use std::{
     io::{self, Write as _},
@@ -65,6 +66,8 @@ enum Command {
     Publish(publish::Arguments),
     /// Show a project's events as they happen
     Tail(tail::Arguments),
+    /// Make a token (JWT) for development
+    Token(token::Arguments),
     Bench(bench::Arguments),
     /// Print every setting with its value and where it came from
     Config {
@@ -124,6 +127,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Dev { no_demo } => serve::dev(&layers, !no_demo)?,
         Command::Publish(arguments) => publish::run(&Settings::read(&layers)?, arguments)?,
         Command::Tail(arguments) => tail::run(&Settings::read(&layers)?, arguments)?,
+        Command::Token(arguments) => token::run(&layers, &arguments)?,
         Command::Bench(arguments) => return bench::run(&arguments),
         Command::Config { json } => {
             config(&layers, json)?;
@@ -176,7 +180,7 @@ fn config(layers: &Layers, json: bool) -> io::Result<()> {
         eprintln!("warning: {warning}");
     }
     for (setting, value, origin) in layers.effective() {
-        let value = value.map_or_else(|| "(unset)".to_owned(), |value| value.replace('\n', "\\n"));
+        let value = value.map_or_else(|| "(unset)".to_owned(), |value| in_one_line(&value));
         writeln!(out, "{:<26} {value:<26} {origin}", setting.name)?;
     }
     for (workspace, project) in layers.workspaces() {
@@ -188,6 +192,14 @@ fn config(layers: &Layers, json: bool) -> io::Result<()> {
         writeln!(out, "keys.{:<21} {}", key.name, scopes.join(", "))?;
     }
     Ok(())
+}
+
+/// A value of several lines, as a key, by its first one: it is for seeing which it is.
+fn in_one_line(value: &str) -> String {
+    match value.trim_end().split_once('\n') {
+        None => value.trim_end().to_owned(),
+        Some((first, rest)) => format!("{} … ({} lines)", first.trim_end(), rest.lines().count() + 1),
+    }
 }
 
 fn healthcheck(settings: &Settings, url: Option<String>, ready: bool) -> anyhow::Result<ExitCode> {

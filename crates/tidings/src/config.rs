@@ -1,5 +1,6 @@
 //! The settings: where they come from, what they may be. The only place that knows the environment.
 
+mod jwt;
 mod keys;
 mod layers;
 mod table;
@@ -11,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use axum::http::Uri;
 use ipnet::IpNet;
 use tidings_engine::{
     engine::{
@@ -24,6 +26,7 @@ use tidings_protocol::ProjectId;
 
 use crate::auth::{Codec, SessionFormat, Shape, Template, WayName};
 
+pub use jwt::JwtSettings;
 pub use keys::{ADMIN, KEYLESS, KeySettings, Scope};
 pub use layers::{Flags, Layers, Origin, SettingError, Value};
 pub use table::{SETTINGS, Setting};
@@ -124,6 +127,10 @@ pub struct Settings {
     pub keys: Vec<KeySettings>,
     /// Events per second of one key.
     pub publish_rate_max: Option<u32>,
+    /// How tokens are checked; `None`: they cannot be.
+    pub jwt: Option<JwtSettings>,
+    /// Where the application is asked whose cookies they are.
+    pub auth_url: Option<Uri>,
     /// Origins whose pages may connect; empty: the default of the environment.
     pub allowed_origins: Vec<String>,
     /// How logs are written; `None`: by what the output is.
@@ -294,6 +301,8 @@ impl Settings {
             admin_key: layers.optional("TIDINGS_ADMIN_KEY").map(str::to_owned),
             keys: keys::read(layers)?,
             publish_rate_max: layers.optional_number("TIDINGS_PUBLISH_RATE_MAX", 1, 1_000_000)?,
+            jwt: JwtSettings::read(layers)?,
+            auth_url: jwt::url(layers, "TIDINGS_AUTH_URL")?,
             allowed_origins: allowed_origins(layers)?,
             log_format: layers
                 .optional("TIDINGS_LOG_FORMAT")
@@ -332,7 +341,10 @@ impl Settings {
             WayName::SignedCookie,
             !self.session.secrets.is_empty(),
             "TIDINGS_SESSION_SECRET, the application's own",
-        )
+        )?;
+        let keys = "TIDINGS_JWT_SECRET, TIDINGS_JWT_PUBLIC_KEY or TIDINGS_JWKS_URL";
+        needs(WayName::Jwt, self.jwt.is_some(), keys)?;
+        needs(WayName::Callback, self.auth_url.is_some(), "TIDINGS_AUTH_URL")
     }
 
     /// The URL that a frontend connects its WebSocket to. A `port` of 0 in the settings stands for the one `listening`.

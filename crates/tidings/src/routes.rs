@@ -25,9 +25,9 @@ use std::{
 
 use axum::{
     Router,
-    extract::ConnectInfo,
+    extract::{ConnectInfo, Request, State},
     http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
-    middleware::map_response,
+    middleware::{Next, from_fn_with_state, map_response},
     response::Response,
     routing::{get, post},
 };
@@ -261,10 +261,14 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
     } else {
         router
     };
+    let console = console::routes(&edge.settings.websocket_url(Some(edge.port)));
     let router = if edge.is_development() {
-        router.merge(console::routes(&edge.settings.websocket_url(Some(edge.port))))
-    } else {
+        router.merge(console)
+    } else if edge.auth.is_none() {
+        // Nobody can be told from anybody else.
         router
+    } else {
+        router.merge(console.layer(from_fn_with_state(Arc::clone(edge), admin_only)))
     };
     // Around the fallbacks, too: they answer a preflight, which is an OPTIONS that no route takes.
     finish(router, edge).layer(cors(edge))
@@ -296,6 +300,21 @@ fn finish(router: Router<Arc<Edge>>, edge: &Arc<Edge>) -> Router {
         })
         .layer(map_response(as_it_says))
         .with_state(Arc::clone(edge))
+}
+
+/// Lets those through whose session says that they are operators.
+async fn admin_only(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let session = edge.authenticate(request.headers(), false).await;
+    let session = session.map_err(|refusal| edge.problem_of(&refusal))?;
+    if session.is_some_and(|session| session.identity().admin) {
+        return Ok(next.run(request).await);
+    }
+    let detail = "this is for sessions with `\"admin\": true`";
+    Err(Problem::denied(StatusCode::FORBIDDEN, "admin", detail, edge.is_development()))
 }
 
 /// A browser takes a response for what it says that it is: JSON with a publisher's text in it is no page.

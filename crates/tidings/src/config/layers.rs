@@ -204,7 +204,7 @@ impl Layers {
         SettingError::new(name, origin, message)
     }
 
-    fn found(&self, name: &str) -> String {
+    pub(super) fn found(&self, name: &str) -> String {
         self.values.get(name).map(|value| format!(", found `{}`", value.text)).unwrap_or_default()
     }
 

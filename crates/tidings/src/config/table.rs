@@ -131,6 +131,32 @@ pub static SETTINGS: &[Setting] = &[
         "seconds that a signed cookie is good after it was signed, as the application has it",
     ),
     secret(
+        "TIDINGS_JWT_SECRET",
+        "tokens signed with HS256 are checked with this, at least 16 bytes; several, comma separated, while one replaces another",
+    ),
+    plain(
+        "TIDINGS_JWT_PUBLIC_KEY",
+        None,
+        "tokens are checked with this public key as PEM (RSA, P-256, P-384 or Ed25519; its kind says which algorithms it is for); several, one after the other, while one replaces another",
+    ),
+    plain(
+        "TIDINGS_JWKS_URL",
+        None,
+        "tokens are checked with the keys that the issuer publishes here (JSON Web Key Set); `https://`, or `http://` to this machine",
+    ),
+    plain("TIDINGS_JWT_ISSUER", None, "what `iss` of a token must be; unset: it is not looked at"),
+    plain(
+        "TIDINGS_JWT_AUDIENCE",
+        None,
+        "what `aud` of a token must have; unset: tokens with an `aud` are refused",
+    ),
+    plain("TIDINGS_JWT_COOKIE", Some("token"), "the cookie that may hold a token"),
+    plain(
+        "TIDINGS_AUTH_URL",
+        None,
+        "the application is asked here whose cookies they are: a GET with the request's `Cookie`, answered with 200 and `{\"user_id\", \"projects\", \"expires_at\"?}`, or with 401 where nobody is logged in; without `expires_at` it is asked again after 60 seconds",
+    ),
+    secret(
         "TIDINGS_PUBLISH_KEYS",
         "keys that may publish, comma separated; unset: keyless from loopback in development",
     ),
@@ -220,13 +246,5 @@ pub static SETTINGS: &[Setting] = &[
 pub(super) const OF_PUBLISHERS: [&str; 1] = ["TIDINGS_PUBLISH_TO"];
 
 /// Variables of the contract that a later version gives a meaning: their own warning instead of "unknown".
-pub(super) const LATER: [&str; 8] = [
-    "TIDINGS_JWT_SECRET",
-    "TIDINGS_JWT_PUBLIC_KEY",
-    "TIDINGS_JWKS_URL",
-    "TIDINGS_AUTH_URL",
-    "TIDINGS_TLS_CERT",
-    "TIDINGS_TLS_KEY",
-    "TIDINGS_CELERY_BACKEND_URL",
-    "TIDINGS_CELERY_BROKER_URL",
-];
+pub(super) const LATER: [&str; 4] =
+    ["TIDINGS_TLS_CERT", "TIDINGS_TLS_KEY", "TIDINGS_CELERY_BACKEND_URL", "TIDINGS_CELERY_BROKER_URL"];

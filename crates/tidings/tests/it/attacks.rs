@@ -128,6 +128,23 @@ async fn origins_are_compared_whole_and_null_is_none() {
 }
 
 #[tokio::test]
+async fn outside_development_the_console_is_for_operators() {
+    let service =
+        service("signed-cookie", &[("ENVIRONMENT", "production"), ("TIDINGS_LISTEN", "127.0.0.1:0")]);
+    let operator = signed(SECRET, &json!({"user_id": "op", "projects": "*", "admin": true}), 1);
+    let user = signed(SECRET, &of("ada", &json!("*")), 1);
+    for path in ["/console", "/console/console.js"] {
+        for (cookie, status) in [("", 401), (&*user, 403), (&*operator, 200)] {
+            assert_eq!(
+                request("GET", &service.url(path), &[("cookie", cookie)], b"").await.status,
+                status,
+                "{path}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_was_revoked_ends_at_once_and_cannot_be_used_again() {
     let service = service("signed-cookie,ticket", &[]);
     let (first, second) =

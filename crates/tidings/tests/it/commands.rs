@@ -90,6 +90,51 @@ fn a_setting_that_cannot_be_read_ends_with_2_and_says_which() {
 }
 
 #[test]
+fn a_key_of_many_lines_is_shown_in_one() {
+    let key = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA9E8HQNoQXEt1svPNSWM5+Hzzz1d1xmoE+0EZHTfKGh0=\n-----END PUBLIC KEY-----\n";
+    let output = run(&["config"], &[("TIDINGS_JWT_PUBLIC_KEY", key)]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let line = "TIDINGS_JWT_PUBLIC_KEY     -----BEGIN PUBLIC KEY----- … (3 lines) environment";
+    assert!(text(&output.stdout).lines().any(|shown| shown == line), "{}", text(&output.stdout));
+}
+
+#[test]
+fn a_token_is_alone_on_the_standard_output_and_how_to_use_it_beside() {
+    let secret = ("TIDINGS_JWT_SECRET", "a-secret-of-the-tests");
+    let output = run(&["token", "--user", "u1", "--projects", "p1,team-a/*"], &[secret]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let (token, hint) = (text(&output.stdout), text(&output.stderr));
+    assert!(token.trim_end().split('.').count() == 3 && token.lines().count() == 1, "{token}");
+    assert!(hint.contains("Authorization: Bearer") && hint.contains("cookie `token`"), "{hint}");
+    assert!(hint.lines().count() == 1 && !hint.contains(secret.1), "{hint}");
+}
+
+#[test]
+fn a_token_that_cannot_be_made_is_told_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let rubbish = folder.path().join("key.pem");
+    std::fs::write(&rubbish, "rubbish").unwrap();
+    for (arguments, variables, code, words) in [
+        (&[][..], &[][..], 1, "set TIDINGS_JWT_SECRET"),
+        (
+            &[],
+            &[("TIDINGS_JWT_SECRET", "short")],
+            2,
+            "TIDINGS_JWT_SECRET (from environment): expected at least 16 bytes",
+        ),
+        (&["--private-key", "/nowhere/key"], &[], 1, "`/nowhere/key` cannot be read"),
+        (&["--private-key", rubbish.to_str().unwrap()], &[], 1, "expected a private key as PEM"),
+        (&["--expires", "0"], &[], 2, "--expires"),
+    ] {
+        let output = run(&[&["token", "--user", "u1"], arguments].concat(), variables);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        assert!(text(&output.stderr).contains(words), "{arguments:?}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty());
+    }
+    assert_eq!(run(&["token"], &[]).status.code(), Some(2));
+}
+
+#[test]
 fn a_port_in_use_is_told_with_what_to_do() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

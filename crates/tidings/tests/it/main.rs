@@ -23,4 +23,5 @@ mod restart;
 mod resume;
 mod sessions;
 mod sse;
+mod ways;
 mod websocket;
