@@ -7,7 +7,6 @@
 use std::{
     any::Any,
     io::{self, IoSlice, Read as _, Write as _},
-    net::TcpStream,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -29,7 +28,10 @@ use crate::{
     hub::{Hub, Letter},
     rights::{Holder, SessionKey, Standing, Verdict},
     shard::{Answer, Effect, Encoding, Known, Moment, Opening, Question, Shard, ShardOptions, Socket},
+    tls_socket::TlsSocket,
 };
+
+pub use crate::tls_socket::Transport;
 
 /// Sockets that are looked at between two quanta of writing.
 const EVENTS_MAX: usize = 256;
@@ -58,6 +60,8 @@ struct GuardedSocket {
 #[derive(Debug)]
 enum AnySocket {
     Tcp(mio::net::TcpStream),
+    /// Apart, so that the others are no larger for it.
+    Tls(Box<TlsSocket>),
     Pipe(PipeSocket),
 }
 
@@ -66,6 +70,7 @@ impl Socket for GuardedSocket {
         match (&self.socket, slices) {
             (AnySocket::Tcp(socket), [slice]) => (&*socket).write(slice),
             (AnySocket::Tcp(socket), slices) => (&*socket).write_vectored(slices),
+            (AnySocket::Tls(tls), slices) => tls.write(slices),
             (AnySocket::Pipe(pipe), slices) => pipe.write(slices),
         }
     }
@@ -73,7 +78,15 @@ impl Socket for GuardedSocket {
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.socket {
             AnySocket::Tcp(socket) => (&*socket).read(buffer),
+            AnySocket::Tls(tls) => tls.read(buffer),
             AnySocket::Pipe(pipe) => pipe.read(buffer),
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        match &self.socket {
+            AnySocket::Tls(tls) => tls.flush(),
+            AnySocket::Tcp(_) | AnySocket::Pipe(_) => Ok(()),
         }
     }
 }
@@ -94,13 +107,16 @@ impl ShardHandle {
     /// everything.
     pub fn open_websocket(
         &self,
-        socket: TcpStream,
+        transport: Transport,
         leftover: Bytes,
         deflate: bool,
         guard: Guard,
         holder: Option<Holder>,
     ) {
-        let socket = AnySocket::Tcp(mio::net::TcpStream::from_std(socket));
+        let socket = match transport {
+            Transport::Plain(socket) => AnySocket::Tcp(mio::net::TcpStream::from_std(socket)),
+            Transport::Tls(socket, tls) => AnySocket::Tls(Box::new(TlsSocket::new(socket, tls))),
+        };
         let arrival = Arrival {
             socket: GuardedSocket { _guard: guard, socket },
             encoding: if deflate { Encoding::Deflate } else { Encoding::Plain },
@@ -325,12 +341,17 @@ impl Running {
     fn arrive(&mut self, arrival: Arrival) -> io::Result<()> {
         let Arrival { mut socket, encoding, leftover, subscription, holder } = arrival;
         let key = self.shard.next_key();
-        match &mut socket.socket {
-            AnySocket::Tcp(socket) => {
-                let interest = Interest::READABLE | Interest::WRITABLE;
-                self.poll.get_ref().registry().register(socket, Token(key.index()), interest)?;
+        let source = match &mut socket.socket {
+            AnySocket::Tcp(socket) => Some(socket),
+            AnySocket::Tls(tls) => Some(tls.source()),
+            AnySocket::Pipe(pipe) => {
+                pipe.set_key(key);
+                None
             }
-            AnySocket::Pipe(pipe) => pipe.set_key(key),
+        };
+        if let Some(source) = source {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            self.poll.get_ref().registry().register(source, Token(key.index()), interest)?;
         }
         let holder = holder.map(|holder| (holder.session, self.clock.known(holder.standing)));
         self.shard.open(Opening { socket, encoding, subscription, holder });
@@ -360,6 +381,9 @@ impl Running {
             }
             if event.is_readable() || event.is_read_closed() || event.is_error() {
                 self.shard.readable(index);
+            }
+            if event.is_read_closed() {
+                self.shard.read_closed(index);
             }
         }
         Ok(seen == EVENTS_MAX)

@@ -15,6 +15,7 @@ pub mod rights;
 pub mod saved;
 mod session;
 pub mod shard;
+mod tls_socket;
 pub mod vigil;
 pub mod wire;
 

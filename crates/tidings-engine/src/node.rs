@@ -72,6 +72,8 @@ pub enum NodeError {
     Redis {
         /// Where, without user and password.
         address: String,
+        /// Whether it was to speak TLS.
+        tls: bool,
         /// Why.
         fault: Fault,
     },
@@ -129,9 +131,9 @@ impl Node {
                 (engine, None)
             }
             EngineOptions::Redis(store) => {
-                let address = format!("{:?}", store.address);
+                let (address, tls) = (format!("{:?}", store.address), store.address.is_tls());
                 let joined = join_redis(store, &mut options.shard, deliver, &vigil).await;
-                let (engine, member) = joined.map_err(|fault| NodeError::Redis { address, fault })?;
+                let (engine, member) = joined.map_err(|fault| NodeError::Redis { address, tls, fault })?;
                 (Arc::new(engine), Some(member))
             }
         };
@@ -226,7 +228,7 @@ async fn join_redis(
     let (servers, taken) = loop {
         match find().await {
             Ok(found) => break found,
-            Err(fault @ Fault::Refused(_)) => return Err(fault),
+            Err(fault @ (Fault::Refused(_) | Fault::Distrusted(_))) => return Err(fault),
             Err(fault) if Instant::now() >= patience => return Err(fault),
             Err(fault) => {
                 let seconds = START_PATIENCE.as_secs();

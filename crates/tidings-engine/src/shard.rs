@@ -94,6 +94,10 @@ pub trait Socket {
     fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
     /// Reads what has arrived; 0: the peer writes no more.
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Passes on what the socket itself still holds of what it took; `WouldBlock`: the peer does not take all of it now.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What connections are told and allowed.
@@ -470,9 +474,10 @@ impl<S: Socket> Shard<S> {
 
     /// The client's socket takes bytes again.
     pub fn writable(&mut self, index: usize) {
-        if let Some(client) = self.clients.get_mut(index)
-            && std::mem::take(&mut client.waits_for_socket)
-        {
+        let Some(client) = self.clients.get_mut(index) else { return };
+        // An error shows again when the socket is read.
+        let _ = client.socket.flush();
+        if std::mem::take(&mut client.waits_for_socket) {
             self.ready.push(index);
         }
     }

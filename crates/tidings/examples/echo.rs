@@ -14,8 +14,9 @@ use tidings::{
     accept::{self, Limits, Sharing},
     handshake::Handshake,
 };
-use tidings_engine::wire::{
-    Binary, Deflater, Frame, Incoming, Inflater, Reader, Rules, close_frame, pong_frame,
+use tidings_engine::{
+    driver::Transport,
+    wire::{Binary, Deflater, Frame, Incoming, Inflater, Reader, Rules, close_frame, pong_frame},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -36,7 +37,8 @@ async fn main() -> io::Result<()> {
     let serving = connections.clone();
     let router = Router::new().fallback(move |request| std::future::ready(upgrade(request, &serving)));
     if let Some(incomings) = incomings.pop() {
-        accept::serve(incomings, router, Limits::default(), connections, CancellationToken::new()).await;
+        accept::serve(incomings, router, None, Limits::default(), connections, CancellationToken::new())
+            .await;
     }
     Ok(())
 }
@@ -46,9 +48,9 @@ fn upgrade(mut request: Request, connections: &TaskTracker) -> Response {
         return StatusCode::UPGRADE_REQUIRED.into_response();
     };
     let deflate = handshake.deflate;
-    let (response, socket) = handshake.split();
+    let (response, upgrading) = handshake.split();
     connections.spawn(async move {
-        if let Ok((socket, leftover)) = socket.await
+        if let Ok((Transport::Plain(socket), leftover)) = upgrading.transport().await
             && let Ok(socket) = TcpStream::from_std(socket)
         {
             // A peer that breaks off is part of the suites.

@@ -14,13 +14,16 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpListener,
     sync::mpsc,
     task::{unconstrained, yield_now},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
+
+use crate::tls::Tls;
 
 pub(crate) use limits::Held;
 pub use limits::{Limits, Places, Refused};
@@ -127,15 +130,17 @@ fn limit_kernel_waiting(socket: &Socket) {
     let _ = (socket, KERNEL_WAITING_BYTES);
 }
 
-/// Serves HTTP on what comes in until `stop`. Connections run on `tasks`; each lets the request that it is in end.
+/// Serves HTTP, over TLS if there is `tls`, on what comes in until `stop`. Connections run on `tasks`; each lets the request that
+/// it is in end.
 pub async fn serve(
     incomings: Incomings,
     router: Router,
+    tls: Option<Tls>,
     limits: Limits,
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
-    let served = Served { router, limits, tasks, stop: stop.clone() };
+    let served = Served { router, tls, limits, tasks, stop: stop.clone() };
     let accepting = async {
         match incomings {
             Incomings::Listener(listener) => loop {
@@ -205,6 +210,7 @@ async fn accept(listener: &TcpListener) -> (tokio::net::TcpStream, SocketAddr) {
 #[derive(Clone)]
 struct Served {
     router: Router,
+    tls: Option<Tls>,
     limits: Limits,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -214,39 +220,65 @@ impl Served {
     fn take(&self, socket: tokio::net::TcpStream, peer: SocketAddr) {
         // The newest goes: whoever is there already may be in the middle of something.
         let Some(place) = self.limits.places.take() else { return (self.limits.refused)(Refused::NoPlace) };
-        let (held, limits) = (Held::new(place), self.limits.clone());
+        let held = Held::new(place);
         if !cfg!(target_os = "linux")
             && let Err(error) = SockRef::from(&socket).set_tcp_nodelay(true)
         {
             tracing::debug!(%error, "TCP_NODELAY");
         }
-        let (router, stop) = (self.router.clone(), self.stop.clone());
-        self.tasks.spawn(async move {
-            let holding = held.clone();
-            let service = service_fn(move |mut request: Request<Incoming>| {
-                holding.ask();
-                request.extensions_mut().insert(ConnectInfo(peer));
-                request.extensions_mut().insert(holding.clone());
-                router.clone().oneshot(request.map(Body::new))
-            });
-            let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(limits.head);
-            http.max_header_size(HEAD_BYTES_MAX).max_buf_size(BUFFER_BYTES_MAX);
-            let mut connection =
-                std::pin::pin!(http.serve_connection(TokioIo::new(socket), service).with_upgrades());
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    timeout(LAST_REQUEST_TIMEOUT, connection).await.unwrap_or(Ok(()))
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended");
-                if let Some(refused) = held.refused(&error) {
-                    (limits.refused)(refused);
-                }
+        // Two tasks of different size: who speaks plainly pays nothing for TLS.
+        match self.tls.clone() {
+            None => self.tasks.spawn(self.clone().serve_http(socket, peer, held, self.limits.head)),
+            Some(tls) => self.tasks.spawn(self.clone().serve_https(tls, socket, peer, held)),
+        };
+    }
+
+    /// What has to arrive until there is a request has one deadline, whatever it is made of.
+    async fn serve_https(self, tls: Tls, socket: tokio::net::TcpStream, peer: SocketAddr, held: Held) {
+        let (started, limit) = (Instant::now(), self.limits.head);
+        let handshake = timeout(limit, tls.accept(socket));
+        match self.stop.run_until_cancelled(handshake).await {
+            Some(Ok(Ok(socket))) => {
+                self.clone().serve_http(socket, peer, held, limit.saturating_sub(started.elapsed())).await;
             }
+            Some(Ok(Err(error))) => tracing::debug!(%error, "a TLS handshake failed"),
+            Some(Err(_)) => (self.limits.refused)(Refused::Silent),
+            None => {}
+        }
+    }
+
+    async fn serve_http(
+        self,
+        socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: SocketAddr,
+        held: Held,
+        head_timeout: Duration,
+    ) {
+        let Self { router, stop, limits, .. } = self;
+        let holding = held.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            holding.ask();
+            request.extensions_mut().insert(ConnectInfo(peer));
+            request.extensions_mut().insert(holding.clone());
+            router.clone().oneshot(request.map(Body::new))
         });
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(head_timeout);
+        http.max_header_size(HEAD_BYTES_MAX).max_buf_size(BUFFER_BYTES_MAX);
+        let mut connection =
+            std::pin::pin!(http.serve_connection(TokioIo::new(socket), service).with_upgrades());
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                timeout(LAST_REQUEST_TIMEOUT, connection).await.unwrap_or(Ok(()))
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection ended");
+            if let Some(refused) = held.refused(&error) {
+                (limits.refused)(refused);
+            }
+        }
     }
 }

@@ -32,7 +32,7 @@ use tidings_protocol::{Gap, Projects, Timestamp, UserId};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Settings;
+use crate::config::{Secret, Settings};
 
 use callback::Callback;
 use digest::Digest;
@@ -154,8 +154,9 @@ impl Auth {
         shards: Vec<ShardHandle>,
         vigil: Arc<Vigil>,
     ) -> std::io::Result<Self> {
+        let settings = &settings.auth;
         let session = &settings.session;
-        let has = |way| settings.auth.contains(&way);
+        let has = |way| settings.ways.contains(&way);
         let (tickets, revocations) = match shared {
             Shared::Redis(servers) => {
                 (Tickets::in_redis(Arc::clone(&servers)), Revocations::in_redis(servers))
@@ -167,10 +168,15 @@ impl Auth {
             redis_sessions: sessions_at
                 .filter(|_| has(WayName::RedisSession))
                 .map(|servers| RedisSessions::new(servers, session.format.clone())),
-            signed_cookies: has(WayName::SignedCookie)
-                .then(|| SignedCookies::new(&session.secrets, session.max_age, session.format.shape.clone())),
+            signed_cookies: has(WayName::SignedCookie).then(|| {
+                SignedCookies::new(
+                    session.secrets.iter().map(Secret::reveal),
+                    session.max_age,
+                    session.format.shape.clone(),
+                )
+            }),
             jwt: settings.jwt.as_ref().filter(|_| has(WayName::Jwt)).map(Jwt::new),
-            callback: settings.auth_url.as_ref().filter(|_| has(WayName::Callback)).map(Callback::new),
+            callback: settings.callback.as_ref().filter(|_| has(WayName::Callback)).map(Callback::new),
             tickets,
             names: presented::Names {
                 session_cookie: session.cookie.clone(),
@@ -180,7 +186,7 @@ impl Auth {
             revocations,
             vigil,
             callback_silent: AtomicBool::new(false),
-            order: settings.auth.clone(),
+            order: settings.ways.clone(),
         })
     }
 
@@ -379,7 +385,9 @@ impl Auth {
         };
         let covered: Vec<_> = self.sessions.all().into_iter().filter(is_covered).collect();
         let mut verdicts = self.sessions.verdicts();
-        covered.iter().for_each(|entry| entry.ends(&mut verdicts));
+        for entry in &covered {
+            entry.ends(&mut verdicts);
+        }
         drop(verdicts);
         // What somebody else keeps may be good there for longer; it must not come back.
         let is_by_user = matches!(revocation.whom, Whom::User(_));
@@ -417,7 +425,9 @@ impl Auth {
         tokio::join!(self.sweep_redis(&redis), self.sweep_callback(&callback));
         if let Ok(Some(known_until)) = self.revocations.known_until() {
             let mut verdicts = self.sessions.verdicts();
-            itself.iter().for_each(|entry| entry.holds_still(Some(known_until), &mut verdicts));
+            for entry in &itself {
+                entry.holds_still(Some(known_until), &mut verdicts);
+            }
         }
     }
 
@@ -474,9 +484,10 @@ impl Auth {
     fn note_callback<T>(&self, answer: &Result<T, Refusal>) {
         let is_silent = matches!(answer, Err(Refusal::NoVerdict(_)));
         if self.callback_silent.swap(is_silent, Ordering::Relaxed) != is_silent {
-            match answer {
-                Err(Refusal::NoVerdict(why)) => tracing::warn!(why, "the application cannot be asked"),
-                _ => tracing::info!("the application can be asked again"),
+            if let Err(Refusal::NoVerdict(why)) = answer {
+                tracing::warn!(why, "the application cannot be asked");
+            } else {
+                tracing::info!("the application can be asked again");
             }
         }
     }

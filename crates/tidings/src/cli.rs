@@ -5,6 +5,7 @@
 mod bench;
 mod http;
 mod logging;
+mod own_certificate;
 mod publish;
 mod serve;
 mod tail;
@@ -82,7 +83,8 @@ enum Command {
         /// Whether it is ready for clients, not only alive
         #[arg(long)]
         ready: bool,
-        /// The service's address; without it the one of the settings
+        /// The service's address; without it the one of the settings, where it may show the certificate in `TIDINGS_TLS_CERT`
+        /// whatever name that has
         #[arg(long, value_name = "URL")]
         url: Option<String>,
     },
@@ -203,9 +205,8 @@ fn in_one_line(value: &str) -> String {
 }
 
 fn healthcheck(settings: &Settings, url: Option<String>, ready: bool) -> anyhow::Result<ExitCode> {
-    let url =
-        format!("{}{}?verbose", http::base(settings, url, false), if ready { "/readyz" } else { "/livez" });
-    let (status, text) = http::get(&url)?;
+    let path = if ready { "/readyz?verbose" } else { "/livez?verbose" };
+    let (status, text) = http::Service::of(settings, url, false)?.get(path)?;
     write!(io::stdout(), "{text}")?;
     Ok(if status == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

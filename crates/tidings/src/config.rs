@@ -1,18 +1,20 @@
 //! The settings: where they come from, what they may be. The only place that knows the environment.
 
+mod auth;
 mod jwt;
 mod keys;
 mod layers;
+mod secret;
 mod table;
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
     num::NonZero,
+    path::PathBuf,
     time::Duration,
 };
 
-use axum::http::Uri;
 use ipnet::IpNet;
 use tidings_engine::{
     engine::{
@@ -24,11 +26,13 @@ use tidings_engine::{
 };
 use tidings_protocol::ProjectId;
 
-use crate::auth::{Codec, SessionFormat, Shape, Template, WayName};
+use crate::tls::CertificateFiles;
 
+pub use auth::AuthSettings;
 pub use jwt::JwtSettings;
 pub use keys::{ADMIN, KEYLESS, KeySettings, Scope};
 pub use layers::{Flags, Layers, Origin, SettingError, Value};
+pub(crate) use secret::Secret;
 pub use table::{SETTINGS, Setting};
 
 /// The variables of this process's environment: the one place where it is read. What is not Unicode is no setting.
@@ -59,8 +63,12 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Second address for publishing, admin and metrics.
     pub internal_listen: Option<SocketAddr>,
+    /// The certificate of the public listener; `None`: it speaks plainly.
+    pub tls: Option<CertificateFiles>,
     /// Redis that keeps the streams, or is only listened to.
     pub redis: Option<RedisAddress>,
+    /// What connections to Redis trust and show.
+    pub redis_tls: RedisTlsFiles,
     /// Where streams are kept.
     pub engine: EngineKind,
     /// The plain channel.
@@ -115,10 +123,8 @@ pub struct Settings {
     pub connection_timeout: Duration,
     /// Where the journal is; `None`: nothing outlives the process.
     pub journal: Option<JournalOptions>,
-    /// The ways to find out who somebody is, in their order; empty: nobody is asked.
-    pub(crate) auth: Vec<WayName>,
-    /// The application's sessions.
-    pub(crate) session: SessionSettings,
+    /// How it is found out who somebody is.
+    pub auth: AuthSettings,
     /// Keys that may publish everything.
     pub publish_keys: Vec<String>,
     /// The key that may do everything.
@@ -127,10 +133,6 @@ pub struct Settings {
     pub keys: Vec<KeySettings>,
     /// Events per second of one key.
     pub publish_rate_max: Option<u32>,
-    /// How tokens are checked; `None`: they cannot be.
-    pub jwt: Option<JwtSettings>,
-    /// Where the application is asked whose cookies they are.
-    pub auth_url: Option<Uri>,
     /// Origins whose pages may connect; empty: the default of the environment.
     pub allowed_origins: Vec<String>,
     /// How logs are written; `None`: by what the output is.
@@ -141,23 +143,14 @@ pub struct Settings {
     pub workspaces: BTreeMap<String, ProjectId>,
 }
 
-/// Where the application's sessions are, and how they are read.
-#[derive(Clone, Debug)]
-pub(crate) struct SessionSettings {
-    /// The cookie's name.
-    pub(crate) cookie: String,
-    /// How a session in Redis is found and read.
-    pub(crate) format: SessionFormat,
-    /// The Redis that has them; `None`: the one of the streams.
-    pub(crate) redis: Option<RedisAddress>,
-    /// Secrets of signed cookies.
-    pub(crate) secrets: Vec<String>,
-    /// How long a signed cookie is good.
-    pub(crate) max_age: Duration,
+/// What `rediss://` needs beyond what everybody has.
+#[derive(Clone, Debug, Default)]
+pub struct RedisTlsFiles {
+    /// Authorities that are trusted in place of the public ones.
+    pub authorities: Option<PathBuf>,
+    /// What shows who this is.
+    pub client: Option<CertificateFiles>,
 }
-
-/// What is shorter can be guessed.
-const SECRET_BYTES_MIN: usize = 16;
 
 /// More connections than any machine has.
 const CONNECTIONS_MAX: u64 = 10_000_000;
@@ -221,17 +214,7 @@ impl Settings {
             ],
         )?;
         let backend_port = layers.number("BACKEND_PORT", 0, u16::MAX.into())?;
-        let listen = layers.optional("TIDINGS_LISTEN").map_or_else(
-            || {
-                let ip = if environment == Environment::Development {
-                    Ipv4Addr::LOCALHOST
-                } else {
-                    Ipv4Addr::UNSPECIFIED
-                };
-                Ok(SocketAddr::new(IpAddr::V4(ip), backend_port))
-            },
-            |value| address(layers, "TIDINGS_LISTEN", value),
-        )?;
+        let listen = listen_address(layers, environment, backend_port)?;
         // Clients find the service where it listens, unless somebody says that they find it elsewhere.
         let backend_port = if layers.is_set("BACKEND_PORT") { backend_port } else { listen.port() };
         let shards = layers
@@ -249,7 +232,9 @@ impl Settings {
             internal_listen: internal_listen
                 .map(|value| address(layers, "TIDINGS_INTERNAL_LISTEN", value))
                 .transpose()?,
+            tls: certificate_files(layers, ["TIDINGS_TLS_CERT", "TIDINGS_TLS_KEY"])?,
             redis: redis_address(layers)?,
+            redis_tls: redis_tls(layers)?,
             engine: engine(layers)?,
             redis_channel: layers.text("REDIS_CHANNEL"),
             heartbeat_interval: Duration::from_secs(layers.number("WS_HEARTBEAT_INTERVAL", 1, 3600)?),
@@ -295,14 +280,11 @@ impl Settings {
                 1,
                 30 * 24 * 3600,
             )?),
-            auth: ways(layers)?,
-            session: session(layers)?,
+            auth: AuthSettings::read(layers)?,
             publish_keys: layers.list("TIDINGS_PUBLISH_KEYS"),
             admin_key: layers.optional("TIDINGS_ADMIN_KEY").map(str::to_owned),
             keys: keys::read(layers)?,
             publish_rate_max: layers.optional_number("TIDINGS_PUBLISH_RATE_MAX", 1, 1_000_000)?,
-            jwt: JwtSettings::read(layers)?,
-            auth_url: jwt::url(layers, "TIDINGS_AUTH_URL")?,
             allowed_origins: allowed_origins(layers)?,
             log_format: layers
                 .optional("TIDINGS_LOG_FORMAT")
@@ -328,32 +310,17 @@ impl Settings {
                 "must be set, because the service is reachable from elsewhere; `none` lets everybody read everything",
             ));
         }
-        let needs = |way, has: bool, name: &str| {
-            if !self.auth.contains(&way) || has {
-                return Ok(());
-            }
-            let way = WAYS.iter().find(|(_, known)| *known == way).map_or("", |(word, _)| word);
-            Err(layers.error("TIDINGS_AUTH", format!("`{way}` needs {name}")))
-        };
-        let has_redis = self.redis.is_some() || self.session.redis.is_some();
-        needs(WayName::RedisSession, has_redis, "REDIS_URL, or TIDINGS_SESSION_REDIS_URL")?;
-        needs(
-            WayName::SignedCookie,
-            !self.session.secrets.is_empty(),
-            "TIDINGS_SESSION_SECRET, the application's own",
-        )?;
-        let keys = "TIDINGS_JWT_SECRET, TIDINGS_JWT_PUBLIC_KEY or TIDINGS_JWKS_URL";
-        needs(WayName::Jwt, self.jwt.is_some(), keys)?;
-        needs(WayName::Callback, self.auth_url.is_some(), "TIDINGS_AUTH_URL")
+        self.auth.check(layers, self.redis.is_some())
     }
 
     /// The URL that a frontend connects its WebSocket to. A `port` of 0 in the settings stands for the one `listening`.
     pub fn websocket_url(&self, listening: Option<u16>) -> String {
         let port = if self.backend_port == 0 { listening.unwrap_or(0) } else { self.backend_port };
+        let scheme = if self.tls.is_some() { "wss" } else { "ws" };
         match self.environment {
             Environment::Production => format!("wss://{}/ws", self.domain),
-            Environment::Docker => format!("ws://{}:{port}/ws", self.backend_host),
-            Environment::Development => format!("ws://localhost:{port}/ws"),
+            Environment::Docker => format!("{scheme}://{}:{port}/ws", self.backend_host),
+            Environment::Development => format!("{scheme}://localhost:{port}/ws"),
         }
     }
 
@@ -380,7 +347,7 @@ impl Settings {
     /// What is open that should not be where others can reach it; for the log at the start.
     pub fn insecurities(&self) -> Vec<&'static str> {
         let mut open = Vec::new();
-        if self.auth.is_empty() {
+        if self.auth.ways.is_empty() {
             open.push("everybody who can connect may read every project (TIDINGS_AUTH=none)");
         } else if self.allowed_origins.iter().any(|origin| origin == "*") {
             open.push("any page may connect with its visitor's cookies (TIDINGS_ALLOWED_ORIGINS=*)");
@@ -395,88 +362,19 @@ impl Settings {
     }
 }
 
-const WAYS: [(&str, WayName); 5] = [
-    ("redis-session", WayName::RedisSession),
-    ("signed-cookie", WayName::SignedCookie),
-    ("jwt", WayName::Jwt),
-    ("ticket", WayName::Ticket),
-    ("callback", WayName::Callback),
-];
-
-fn ways(layers: &Layers) -> Result<Vec<WayName>, SettingError> {
-    let name = "TIDINGS_AUTH";
-    let mut ways = Vec::new();
-    for word in layers.list(name) {
-        match WAYS.iter().find(|(known, _)| *known == word) {
-            Some((_, way)) if ways.contains(way) => {
-                return Err(layers.error(name, format!("`{word}` is there twice")));
-            }
-            Some((_, way)) => ways.push(*way),
-            None if word == "none" => {}
-            None => {
-                let words: Vec<_> = WAYS.iter().map(|(word, _)| format!("`{word}`")).collect();
-                let message =
-                    format!("`{word}`: expected one or more of {}, or `none` alone", words.join(", "));
-                return Err(layers.error(name, message));
-            }
+/// Where the service listens, if nobody has said so: in development where nobody else can reach it.
+fn listen_address(
+    layers: &Layers,
+    environment: Environment,
+    backend_port: u16,
+) -> Result<SocketAddr, SettingError> {
+    match layers.optional("TIDINGS_LISTEN") {
+        Some(value) => address(layers, "TIDINGS_LISTEN", value),
+        None if environment == Environment::Development => {
+            Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), backend_port))
         }
+        None => Ok(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), backend_port)),
     }
-    if !ways.is_empty() && layers.list(name).iter().any(|word| word == "none") {
-        return Err(layers.error(name, "`none` stands alone: with it, nobody would be asked"));
-    }
-    Ok(ways)
-}
-
-fn session(layers: &Layers) -> Result<SessionSettings, SettingError> {
-    let template = |name: &'static str, place: &str| {
-        let text = layers.optional(name);
-        text.map(|text| Template::parse(text, place).map_err(|what| layers.error(name, what))).transpose()
-    };
-    let pointer = |name: &'static str| {
-        let text = layers.text(name);
-        if text.starts_with('/') {
-            return Ok(text);
-        }
-        Err(layers.error(name, format!("expected a JSON Pointer as `/user_id`, found `{text}`")))
-    };
-    let cookie = layers.text("TIDINGS_SESSION_COOKIE");
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if cookie.is_empty() || !cookie.bytes().all(is_token) {
-        return Err(layers.error("TIDINGS_SESSION_COOKIE", format!("`{cookie}` cannot be a cookie's name")));
-    }
-    let key = template("TIDINGS_SESSION_KEY", "id")?;
-    let redis = layers.optional("TIDINGS_SESSION_REDIS_URL").map(|url| {
-        RedisAddress::parse(url).map_err(|error| layers.error("TIDINGS_SESSION_REDIS_URL", error.to_string()))
-    });
-    Ok(SessionSettings {
-        cookie,
-        format: SessionFormat {
-            key: key.ok_or_else(|| layers.error("TIDINGS_SESSION_KEY", "must be set"))?,
-            codec: layers.choice(
-                "TIDINGS_SESSION_CODEC",
-                &[("json", Codec::Json), ("msgpack", Codec::MessagePack), ("string", Codec::Text)],
-            )?,
-            shape: Shape {
-                user: pointer("TIDINGS_SESSION_USER")?,
-                projects: pointer("TIDINGS_SESSION_PROJECTS")?,
-            },
-            projects_key: template("TIDINGS_SESSION_PROJECTS_KEY", "user_id")?,
-        },
-        redis: redis.transpose()?,
-        secrets: secrets(layers, "TIDINGS_SESSION_SECRET")?,
-        max_age: Duration::from_secs(layers.number("TIDINGS_SESSION_MAX_AGE", 1, 10 * 365 * 24 * 3600)?),
-    })
-}
-
-/// Secrets that sign something: whoever guesses one can be anybody.
-fn secrets(layers: &Layers, name: &'static str) -> Result<Vec<String>, SettingError> {
-    let secrets = layers.list(name);
-    if secrets.iter().any(|secret| secret.len() < SECRET_BYTES_MIN) {
-        let message =
-            format!("expected at least {SECRET_BYTES_MIN} bytes, because what is shorter can be guessed");
-        return Err(layers.error(name, message));
-    }
-    Ok(secrets)
 }
 
 fn address(layers: &Layers, name: &'static str, value: &str) -> Result<SocketAddr, SettingError> {
@@ -558,6 +456,39 @@ fn redis_address(layers: &Layers) -> Result<Option<RedisAddress>, SettingError> 
     layers.optional("REDIS_URL").map(parse).transpose()
 }
 
+fn certificate_files(
+    layers: &Layers,
+    settings: [&'static str; 2],
+) -> Result<Option<CertificateFiles>, SettingError> {
+    let needs = |set, missing| {
+        Err(layers.error(set, format!("needs {missing}, too: a certificate and its private key, or neither")))
+    };
+    match settings.map(|name| layers.optional(name)) {
+        [None, None] => Ok(None),
+        [Some(_), None] => needs(settings[0], settings[1]),
+        [None, Some(_)] => needs(settings[1], settings[0]),
+        [Some(certificate), Some(key)] => {
+            Ok(Some(CertificateFiles { certificate: certificate.into(), key: key.into(), settings }))
+        }
+    }
+}
+
+fn redis_tls(layers: &Layers) -> Result<RedisTlsFiles, SettingError> {
+    let settings = ["TIDINGS_REDIS_CERT", "TIDINGS_REDIS_KEY"];
+    let files = RedisTlsFiles {
+        authorities: layers.optional("TIDINGS_REDIS_CA").map(PathBuf::from),
+        client: certificate_files(layers, settings)?,
+    };
+    // Nobody may believe a connection protected that is not.
+    let plain = redis_address(layers)?.is_some_and(|address| !address.is_tls());
+    match ["TIDINGS_REDIS_CA", settings[0]].into_iter().find(|name| layers.optional(name).is_some()) {
+        Some(name) if plain => {
+            Err(layers.error(name, "needs TLS to Redis: write `rediss` in place of `redis` in REDIS_URL"))
+        }
+        _ => Ok(files),
+    }
+}
+
 fn engine(layers: &Layers) -> Result<EngineKind, SettingError> {
     let has_redis = layers.optional("REDIS_URL").is_some();
     let name = "TIDINGS_ENGINE";
@@ -624,6 +555,9 @@ mod tests {
         let production =
             [("ENVIRONMENT", "production"), ("TIDINGS_AUTH", "none"), ("DOMAIN", "app.example.com")];
         assert_eq!(url(&production), "wss://app.example.com/ws");
+        let tls = [("TIDINGS_TLS_CERT", "c.pem"), ("TIDINGS_TLS_KEY", "k.pem")];
+        assert_eq!(url(&tls), "wss://localhost:8000/ws");
+        assert_eq!(url(&[&docker[..], &tls].concat()), "wss://tidings:81/ws");
     }
 
     #[test]
@@ -669,6 +603,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_for_tls_to_redis_does_not_go_with_a_plain_url() {
+        let ca = ("TIDINGS_REDIS_CA", "ca.pem");
+        let error = read(&[("REDIS_URL", "redis://h"), ca]).unwrap_err();
+        assert!(error.contains("TIDINGS_REDIS_CA") && error.contains("`rediss`"), "{error}");
+        for url in ["rediss://h", "rediss+sentinel://h/main", "rediss+cluster://h"] {
+            assert!(read(&[("REDIS_URL", url), ca]).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
     fn proxies_are_networks_addresses_or_none_and_a_limit_without_them_is_told() {
         let limit = ("TIDINGS_CONNECTIONS_PER_ADDRESS_MAX", "5");
         let unset = read(&[limit]).unwrap();
@@ -704,6 +648,9 @@ mod tests {
             ("TIDINGS_MESSAGE_RATE_MAX", "0", "a whole number from 1 to 100000"),
             ("TIDINGS_KEYS", "x", "expected a JSON array"),
             ("TIDINGS_DRAIN_SECONDS", "3601", "a whole number from 0 to 3600"),
+            ("TIDINGS_TLS_CERT", "c.pem", "needs TIDINGS_TLS_KEY"),
+            ("TIDINGS_TLS_KEY", "k.pem", "needs TIDINGS_TLS_CERT"),
+            ("TIDINGS_REDIS_CERT", "c.pem", "needs TIDINGS_REDIS_KEY"),
             ("TIDINGS_LOG_FORMAT", "xml", "`text`, `json`"),
             ("CONTAINER_RESTART", "maybe", "`false`, `true`"),
         ] {

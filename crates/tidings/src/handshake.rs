@@ -1,22 +1,27 @@
 //! The WebSocket handshake (RFC 6455, section 4.2), from the request to the bare socket. Knows no connection and no setting.
 
-use std::{io, time::Duration};
+use std::{
+    io::{self, Read as _},
+    time::Duration,
+};
 
 use axum::{
     extract::Request,
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tidings_engine::wire;
+use rustls::ServerConnection;
+use tidings_engine::{driver::Transport, wire};
 use tidings_protocol::{CloseCode, SUBPROTOCOL};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
+use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// For the peer's half of a close that is all that it gets.
@@ -64,32 +69,67 @@ impl Handshake {
     }
 
     /// Parts the response, which has to go out first, from the way to the socket.
-    pub fn split(self) -> (Response, impl Future<Output = Result<(std::net::TcpStream, Bytes), String>>) {
-        (self.response, socket_of(self.upgrade))
+    pub fn split(self) -> (Response, Upgrading) {
+        (self.response, Upgrading(self.upgrade))
     }
 }
 
-/// The bare socket, and what had been read of it behind the request. The library's buffers end here.
-async fn socket_of(upgrade: OnUpgrade) -> Result<(std::net::TcpStream, Bytes), String> {
-    let upgraded = upgrade.await.map_err(|error| error.to_string())?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| "no TCP connection".to_owned())?;
-    let socket = parts.io.into_inner().into_std().map_err(|error| error.to_string())?;
-    Ok((socket, parts.read_buf))
+/// The way to the socket, once the response has gone out.
+#[derive(Debug)]
+pub struct Upgrading(OnUpgrade);
+
+impl Upgrading {
+    /// The bare socket, and what had been read of it behind the request. The library's buffers end here.
+    pub async fn transport(self) -> Result<(Transport, Bytes), String> {
+        let upgraded = self.0.await.map_err(|error| error.to_string())?;
+        let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(parts) => {
+                let socket = parts.io.into_inner().into_std().map_err(|error| error.to_string())?;
+                return Ok((Transport::Plain(socket), parts.read_buf));
+            }
+            Err(upgraded) => upgraded,
+        };
+        let parts = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>().map_err(|_| "no TCP connection")?;
+        let (socket, mut tls) = parts.io.into_inner().into_inner();
+        let socket = socket.into_std().map_err(|error| error.to_string())?;
+        let leftover = with_decrypted(parts.read_buf, &mut tls).map_err(|error| error.to_string())?;
+        Ok((Transport::Tls(socket, Box::new(tls)), leftover))
+    }
+
+    /// Closes the socket with a code, and waits a moment for the peer to do so, too: a socket that is dropped while something is
+    /// unread takes back what was written to it.
+    pub(crate) async fn turn_away(self, code: CloseCode, reason: &str) {
+        let Ok(upgraded) = self.0.await else { return };
+        let mut socket = TokioIo::new(upgraded);
+        let closing = async {
+            socket.write_all(&wire::close_frame_saying(code, reason)).await?;
+            socket.shutdown().await?;
+            let mut unread = [0; 512];
+            while socket.read(&mut unread).await? > 0 {}
+            io::Result::Ok(())
+        };
+        // However it ends, it has ended.
+        let _ = timeout(TURN_AWAY_TIMEOUT, closing).await;
+    }
 }
 
-/// Closes a socket whose handshake is done, and waits a moment for the peer to do so, too: a socket that is dropped while
-/// something is unread takes back what was written to it.
-pub(crate) async fn turn_away(socket: std::net::TcpStream, code: CloseCode, reason: &str) {
-    let closing = async {
-        let mut socket = TcpStream::from_std(socket)?;
-        socket.write_all(&wire::close_frame_saying(code, reason)).await?;
-        socket.shutdown().await?;
-        let mut unread = [0; 512];
-        while socket.read(&mut unread).await? > 0 {}
-        io::Result::Ok(())
-    };
-    // However it ends, it has ended.
-    let _ = timeout(TURN_AWAY_TIMEOUT, closing).await;
+/// Adds what was decrypted already, of which the socket does not tell any more.
+fn with_decrypted(leftover: Bytes, tls: &mut ServerConnection) -> io::Result<Bytes> {
+    let mut decrypted = Vec::new();
+    match tls.reader().read_to_end(&mut decrypted) {
+        // The peer has ended already, which the shard finds out.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        read => {
+            read?;
+        }
+    }
+    if decrypted.is_empty() {
+        return Ok(leftover);
+    }
+    let mut all = BytesMut::from(leftover);
+    all.extend_from_slice(&decrypted);
+    Ok(all.freeze())
 }
 
 /// Whether a header's comma-separated list holds the word, in any case.

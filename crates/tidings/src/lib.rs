@@ -17,5 +17,6 @@ mod rate;
 mod routes;
 mod server;
 mod sources;
+pub mod tls;
 
 pub use server::{Server, StartError};

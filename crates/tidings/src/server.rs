@@ -18,7 +18,7 @@ use tidings_engine::{
         EngineError,
         embedded::EmbeddedOptions,
         journal::JournalError,
-        redis::{Fault, Incarnation, RedisAddress, Servers},
+        redis::{Distrust, Fault, Incarnation, RedisAddress, RedisTls, Servers},
     },
     shard::ShardOptions,
 };
@@ -44,6 +44,7 @@ use crate::{
         ingest_stream::{self, IngestStream},
         redis_channel::{self, RedisChannel},
     },
+    tls::{self, CertificateError, Tls},
 };
 
 /// For connections to end by themselves once they were closed.
@@ -65,6 +66,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// A certificate, its key or authorities cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// The journal cannot be used.
     #[error("TIDINGS_DATA_DIR: {source}{}", journal_hint(source))]
     Journal {
@@ -72,13 +76,12 @@ pub enum StartError {
         source: JournalError,
     },
     /// Redis does not answer, or refuses.
-    #[error(
-        "REDIS_URL: Redis at {address}: {}. Start it, or correct the URL; TIDINGS_ENGINE=embedded keeps streams here",
-        fault.to_string().trim_end_matches('.')
-    )]
+    #[error("REDIS_URL: Redis at {address}: {}. {}", fault.to_string().trim_end_matches('.'), redis_hint(fault, *tls))]
     Redis {
         /// Where, without user and password.
         address: String,
+        /// Whether it was to speak TLS.
+        tls: bool,
         /// Why.
         fault: Fault,
     },
@@ -103,7 +106,7 @@ impl From<NodeError> for StartError {
     fn from(error: NodeError) -> Self {
         match error {
             NodeError::Journal(source) => Self::Journal { source },
-            NodeError::Redis { address, fault } => Self::Redis { address, fault },
+            NodeError::Redis { address, tls, fault } => Self::Redis { address, tls, fault },
             NodeError::Engine(error) => Self::Engine(error),
         }
     }
@@ -115,6 +118,33 @@ fn journal_hint(error: &JournalError) -> &'static str {
             "; name a folder that the service may write, or set TIDINGS_PERSIST=false to keep nothing"
         }
         _ => "",
+    }
+}
+
+fn redis_hint(fault: &Fault, tls: bool) -> &'static str {
+    match fault {
+        Fault::Distrusted(Distrust::UnknownAuthority) => {
+            "Name a file with the certificate of its authority in TIDINGS_REDIS_CA"
+        }
+        Fault::Distrusted(Distrust::OtherName) => {
+            "Name it in REDIS_URL as its certificate does, or let its certificate name it so"
+        }
+        Fault::Distrusted(Distrust::Expired) => "Give Redis a certificate that is valid now",
+        Fault::Distrusted(Distrust::NoTls) => {
+            "Name its TLS port in REDIS_URL, or write `redis` in place of `rediss` there"
+        }
+        Fault::Distrusted(Distrust::Refuses(_)) => {
+            "If it asks for a client certificate, name one that it accepts in TIDINGS_REDIS_CERT and TIDINGS_REDIS_KEY"
+        }
+        Fault::Distrusted(Distrust::Other(_)) => "Look at its certificate, REDIS_URL and TIDINGS_REDIS_CA",
+        // A Redis that is spoken to in TLS and does not speak it waits for more.
+        _ if tls => {
+            "Start it, or correct the URL, which has to name the port on which it speaks TLS; \
+             TIDINGS_ENGINE=embedded keeps streams here"
+        }
+        _ => {
+            "Start it, or correct the URL (`rediss` if it speaks TLS); TIDINGS_ENGINE=embedded keeps streams here"
+        }
     }
 }
 
@@ -138,6 +168,8 @@ pub struct Server {
     internal: Option<(SocketAddr, Incomings)>,
     /// Each with where its connections come from.
     shards: Vec<(Driver, Incomings)>,
+    /// On the public listener.
+    tls: Option<Tls>,
     listeners: Option<(RedisChannel, IngestStream)>,
     /// Ends sources, whose events another node takes over.
     sources: CancellationToken,
@@ -147,7 +179,10 @@ pub struct Server {
 
 impl Server {
     /// Takes the ports and puts the parts together. Nothing is served before [`Server::run`].
-    pub async fn bind(settings: Settings) -> Result<Self, StartError> {
+    pub async fn bind(mut settings: Settings) -> Result<Self, StartError> {
+        let tls = settings.tls.clone().map(Tls::load).transpose()?;
+        settings.redis = over_tls(&settings, settings.redis.clone())?;
+        settings.auth.session.redis = over_tls(&settings, settings.auth.session.redis.clone())?;
         let shards = u16::try_from(settings.shards).unwrap_or(1);
         let (public, incomings) = listen(settings.listen, shards, "TIDINGS_LISTEN")?;
         let internal = match settings.internal_listen {
@@ -160,6 +195,9 @@ impl Server {
         let (access, admission) = (Access::new(&settings)?, Admission::new(&settings));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let (node, drivers) = Node::start(node_options(&settings), &tasks, stop.clone()).await?;
+        if let Some(tls) = &tls {
+            tasks.spawn(tls.clone().watch(stop.clone()));
+        }
         let node = Arc::new(node);
         let metrics = Arc::new(Metrics::new(Arc::clone(&node)));
         let settings = Arc::new(settings);
@@ -186,7 +224,7 @@ impl Server {
         };
         let shards = drivers.into_iter().zip(incomings).collect();
         let sources = stop.child_token();
-        Ok(Self { edge: Arc::new(edge), public, internal, shards, listeners, sources, stop })
+        Ok(Self { edge: Arc::new(edge), public, internal, shards, tls, listeners, sources, stop })
     }
 
     /// The address that the public listener got.
@@ -199,6 +237,11 @@ impl Server {
         self.internal.as_ref().map(|(address, _)| *address)
     }
 
+    /// Whether the public listener speaks TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Publishes the demonstration on project `demo` while the service runs.
     #[must_use]
     pub fn with_demo(self) -> Self {
@@ -209,15 +252,15 @@ impl Server {
     /// Serves until `stop`, then sends every client away at its appointment and waits for all that runs to end. Returns
     /// how many connections did not end by themselves.
     pub async fn run(self, stop: CancellationToken) -> Result<usize, StartError> {
-        let Self { edge, public: _, internal, shards, listeners, sources, stop: stop_upkeep } = self;
+        let Self { edge, public: _, internal, shards, tls, listeners, sources, stop: stop_upkeep } = self;
         let (accepting, failed) = (CancellationToken::new(), CancellationToken::new());
         let limits = public_limits(&edge);
         for (number, (driver, incomings)) in (0..).zip(shards) {
             let router = routes::public(&edge).layer(Extension(edge.node.shard(number)));
             // However a shard ends, by a panic, too: a service without it would look well and be deaf.
             let alive = failed.clone().drop_guard();
-            let (limits, accepting) = (limits.clone(), accepting.clone());
-            let shard = ServedShard { driver, incomings, router, limits, accepting, _alive: alive };
+            let (tls, limits, accepting) = (tls.clone(), limits.clone(), accepting.clone());
+            let shard = ServedShard { driver, incomings, router, tls, limits, accepting, _alive: alive };
             // The first shares its thread with the sources, so that on one core nothing goes from thread to thread.
             if number == 0 {
                 edge.tasks.spawn(shard.run());
@@ -227,8 +270,8 @@ impl Server {
         }
         if let Some((_, incomings)) = internal {
             let router = routes::internal(&edge);
-            let limits = internal_limits(&edge);
-            edge.tasks.spawn(accept::serve(incomings, router, limits, edge.tasks.clone(), accepting.clone()));
+            let (limits, tasks) = (internal_limits(&edge), edge.tasks.clone());
+            edge.tasks.spawn(accept::serve(incomings, router, None, limits, tasks, accepting.clone()));
         }
         edge.tasks.spawn(Arc::clone(&edge.auth).run(stop_upkeep.child_token()));
         if let Some((channel, stream)) = listeners {
@@ -336,7 +379,7 @@ fn listeners(
 /// What decides about sessions. A node that keeps its own streams keeps what it has revoked with them.
 fn auth(settings: &Settings, node: &Arc<Node>) -> Result<Auth, StartError> {
     let of_streams = node.redis().map(|member| Arc::clone(&member.servers));
-    let elsewhere = settings.session.redis.clone().map(|address| Arc::new(Servers::lazy(address)));
+    let elsewhere = settings.auth.session.redis.clone().map(|address| Arc::new(Servers::lazy(address)));
     let beside = || settings.redis.clone().map(|address| Arc::new(Servers::lazy(address)));
     let sessions_at = elsewhere.or_else(|| of_streams.clone()).or_else(beside);
     let shared = match (of_streams, &settings.journal) {
@@ -347,6 +390,23 @@ fn auth(settings: &Settings, node: &Arc<Node>) -> Result<Auth, StartError> {
     let shards = (0..node.shards()).map(|number| node.shard(number)).collect();
     Auth::new(settings, sessions_at, shared, shards, Arc::clone(node.vigil()))
         .map_err(StartError::Revocations)
+}
+
+/// A Redis, with what connections to it trust and show.
+fn over_tls(settings: &Settings, address: Option<RedisAddress>) -> Result<Option<RedisAddress>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    if !address.is_tls() {
+        return Ok(Some(address));
+    }
+    let files = &settings.redis_tls;
+    let authorities = files.authorities.as_deref();
+    let authorities = authorities.map(|path| tls::certificates_in("TIDINGS_REDIS_CA", path)).transpose()?;
+    let client = files.client.as_ref().map(tls::pair_in).transpose()?;
+    if authorities.is_none() && client.is_none() {
+        return Ok(Some(address));
+    }
+    let over_tls = address.over_tls(RedisTls { authorities, client });
+    over_tls.map(Some).map_err(|reason| CertificateError::Redis(reason).into())
 }
 
 fn node_options(settings: &Settings) -> NodeOptions {
@@ -397,6 +457,7 @@ struct ServedShard {
     driver: Driver,
     incomings: Incomings,
     router: Router,
+    tls: Option<Tls>,
     limits: Limits,
     accepting: CancellationToken,
     /// Dropped with it, which stops the service.
@@ -409,8 +470,9 @@ impl ServedShard {
         // Its own, because a runtime must not end before the tasks that were spawned on it.
         let requests = TaskTracker::new();
         let accepting = requests.clone();
-        requests.spawn(accept::serve(self.incomings, self.router, self.limits, accepting, self.accepting));
-        if let Err(error) = self.driver.run().await {
+        let Self { incomings, router, tls, limits, driver, accepting: stop, _alive } = self;
+        requests.spawn(accept::serve(incomings, router, tls, limits, accepting, stop));
+        if let Err(error) = driver.run().await {
             tracing::error!(%error, "a shard has ended; its connections are gone");
         }
         requests.close();

@@ -7,6 +7,7 @@
 mod address;
 mod appends;
 mod connections;
+mod distrust;
 mod forget;
 mod lease;
 mod listener;
@@ -55,7 +56,8 @@ use mirror::{Mirror, assemble};
 use reads::READS_MAX;
 use servers::Script;
 
-pub use address::{InvalidAddress, RedisAddress};
+pub use address::{InvalidAddress, RedisAddress, RedisTls};
+pub use distrust::Distrust;
 pub use lease::Lease;
 pub use names::{Incarnation, NodeName};
 pub use servers::{Call, Fault, Primary, Servers};

@@ -45,6 +45,14 @@ impl<S: Socket> Shard<S> {
         }
     }
 
+    /// The peer writes no more. Nothing else is told of its socket, and a look at what it wrote ends at its last bytes.
+    pub fn read_closed(&mut self, index: usize) {
+        // Who said goodbye before is answered first.
+        if self.clients.get(index).is_some_and(|client| client.closing.is_none()) {
+            self.readable(index);
+        }
+    }
+
     /// Bytes that came with the handshake.
     pub fn received(&mut self, key: ConnectionKey, bytes: &[u8]) {
         if let Some(index) = self.index_of(key).filter(|_| !bytes.is_empty()) {

@@ -367,6 +367,12 @@ impl<S: Socket> Shard<S> {
                 self.remove(index, Some(code.number()));
             }
             Some(Closing::Answering { code, .. }) => {
+                let flushed = client.socket.flush();
+                if flushed.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                    // Its last bytes are on their way, and the end of the socket would take them back.
+                    self.clients[index].waits_for_socket = true;
+                    return;
+                }
                 // 1005 is the registry's number for a close without one.
                 self.remove(index, Some(code.unwrap_or(1005)));
             }

@@ -80,23 +80,20 @@ impl Sessions {
     /// Gives a connection its place. What is known of the session already stays, if there is such.
     pub(super) fn enter(&mut self, index: usize, holder: Option<(SessionKey, Known)>, now: Moment) -> Seat {
         let Some((key, known)) = holder else { return Seat::default() };
-        let place = match self.by_key.get(&key) {
-            Some(&place) => place,
-            None => {
-                let session = Session {
-                    key: Some(key),
-                    announced: announced(&known.rights),
-                    rights: Arc::clone(&known.rights),
-                    known_until_ms: 0,
-                    ends_at: None,
-                    clients: Vec::new(),
-                };
-                let place = self.slots.insert(session);
-                self.by_key.insert(key, place);
-                self.renew(place, &known, now);
-                place
-            }
-        };
+        let place = self.by_key.get(&key).copied().unwrap_or_else(|| {
+            let session = Session {
+                key: Some(key),
+                announced: announced(&known.rights),
+                rights: Arc::clone(&known.rights),
+                known_until_ms: 0,
+                ends_at: None,
+                clients: Vec::new(),
+            };
+            let place = self.slots.insert(session);
+            self.by_key.insert(key, place);
+            self.renew(place, &known, now);
+            place
+        });
         let clients = &mut self.slots[place].clients;
         clients.push(index);
         Seat { session: narrow(place), place: narrow(clients.len() - 1) }

@@ -130,7 +130,7 @@ impl RedisSessions {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Refusal> {
         let mut get = cmd("GET");
         get.arg(key);
-        let value = self.servers.call(&Call::repeatable(key, get)).await.map_err(fault)?;
+        let value = self.servers.call(&Call::repeatable(key, get)).await.map_err(|error| fault(&error))?;
         bytes(value)
     }
 
@@ -140,7 +140,7 @@ impl RedisSessions {
         let values = match self.servers.call(&Call::repeatable(keys[0], get)).await {
             Ok(RedisValue::Array(values)) if values.len() == keys.len() => values,
             Ok(_) => return vec![Err(no_verdict("Redis answered something else")); keys.len()],
-            Err(error) => return vec![Err(fault(error)); keys.len()],
+            Err(error) => return vec![Err(fault(&error)); keys.len()],
         };
         // MGET says of a value of another type that there is none; whoever is to be sent away for that is asked about alone.
         join_all(keys.iter().zip(values).map(async |(key, value)| match bytes(value) {
@@ -270,7 +270,7 @@ fn no_verdict(what: impl Into<String>) -> Refusal {
     Refusal::NoVerdict(what.into())
 }
 
-fn fault(fault: Fault) -> Refusal {
+fn fault(fault: &Fault) -> Refusal {
     no_verdict(format!("Redis, which has the sessions, cannot be asked: {fault}"))
 }
 

@@ -18,7 +18,7 @@ use tidings_engine::{
 use tidings_protocol::{Projects, Timestamp, UserId};
 use tokio::time::Instant;
 
-use super::{Checked, Denied, Digest, Identity};
+use super::{Checked, Digest, Identity};
 
 /// Everybody who is connected, or connecting.
 #[derive(Debug)]
@@ -257,19 +257,17 @@ impl Drop for Verdicts<'_> {
 
 impl Session {
     /// Gives a connection of this session to a shard, so that nothing that is found out about it meanwhile passes it by.
-    pub(crate) fn connect<T>(
-        &self,
-        shard: &ShardHandle,
-        open: impl FnOnce(Holder) -> T,
-    ) -> Result<T, Denied> {
+    pub(crate) fn connect<T>(&self, shard: &ShardHandle, open: impl FnOnce(Holder) -> T) -> T {
         let mut state = self.entry.state.lock();
-        if state.is_over {
-            return Err(Denied::new("session_unknown", "the session has ended meanwhile"));
-        }
         state.shards |= 1 << shard.number();
         let holder = Holder { session: self.entry.key, standing: state.standing() };
         // Under the lock: whoever finds out something later tells it behind this.
-        Ok(open(holder))
+        let opened = open(holder);
+        if state.is_over {
+            // It has ended while the connection was on its way; the shard tells it.
+            shard.judge(vec![(self.entry.key, Verdict::Over)]);
+        }
+        opened
     }
 
     pub(crate) fn identity(&self) -> Identity {

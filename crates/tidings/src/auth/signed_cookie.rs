@@ -41,12 +41,12 @@ impl std::fmt::Debug for SignedCookies {
 
 impl SignedCookies {
     /// `secrets`: the application's, and former ones that are still good.
-    pub(crate) fn new(secrets: &[String], max_age: Duration, shape: Shape) -> Self {
-        let derive = |secret: &String| {
+    pub(crate) fn new<'a>(secrets: impl Iterator<Item = &'a str>, max_age: Duration, shape: Shape) -> Self {
+        let derive = |secret: &str| {
             let key = Sha1::new().chain_update(b"itsdangerous.Signer").chain_update(b"signer");
             key.chain_update(secret.as_bytes()).finalize().into()
         };
-        Self { keys: secrets.iter().map(derive).collect(), max_age, shape }
+        Self { keys: secrets.map(derive).collect(), max_age, shape }
     }
 
     /// Whose session a cookie's value is.
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    const FORTNIGHT: Duration = Duration::from_secs(14 * 24 * 3600);
+    const FORTNIGHT: Duration = Duration::from_hours(14 * 24);
     /// Made by Starlette 1.10.0 and itsdangerous 2.2.0.
     const SECRET: &str = "s3cr3t-key";
     const COOKIE: &str =
@@ -137,8 +137,7 @@ mod tests {
     }
 
     fn cookies(secrets: &[&str]) -> SignedCookies {
-        let secrets: Vec<_> = secrets.iter().map(|&secret| secret.to_owned()).collect();
-        SignedCookies::new(&secrets, FORTNIGHT, Shape::default())
+        SignedCookies::new(secrets.iter().copied(), FORTNIGHT, Shape::default())
     }
 
     fn signed(document: &Value, seconds: i64) -> String {

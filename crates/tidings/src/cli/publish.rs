@@ -10,6 +10,8 @@ use tidings_protocol::Event;
 use super::http;
 use crate::config::{Scope, Settings};
 
+const PATH: &str = "/api/events";
+
 /// tidings publish task.progress -p demo `task_id=t1` progress.current=3 progress.total=10
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -42,13 +44,13 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<(
         Event::parse(&event, settings.event_bytes_max, jiff::Timestamp::now().into())?;
         event
     };
-    let url = format!("{}/api/events", http::base(settings, arguments.url, true));
+    let service = http::Service::of(settings, arguments.url, true)?;
     let scoped = || settings.keys.iter().find(|key| key.scopes.contains(&Scope::Publish)).map(|key| &key.key);
     let key = arguments.key.as_ref().or(settings.publish_keys.first()).or_else(scoped).map(String::as_str);
     let content_type = if from_input { "application/x-ndjson" } else { "application/json" };
-    let (status, text) = http::post(&url, key, content_type, &body)?;
+    let (status, text) = service.post(PATH, key, content_type, &body)?;
     if status != 202 {
-        anyhow::bail!("{status} from {url}\n{text}");
+        anyhow::bail!("{status} from {}\n{text}", service.url(PATH));
     }
     writeln!(io::stdout(), "{text}")?;
     Ok(())

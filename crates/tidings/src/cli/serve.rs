@@ -40,7 +40,7 @@ pub(super) fn dev(layers: &Layers, demo: bool) -> anyhow::Result<()> {
         };
         let server = Server::bind(settings).await?;
         let address = server.address();
-        banner(address.port(), &insecurities, kept_in.as_deref(), demo)?;
+        banner(address.port(), server.speaks_tls(), &insecurities, kept_in.as_deref(), demo)?;
         run(if demo { server.with_demo() } else { server }).await
     })
 }
@@ -68,6 +68,7 @@ async fn run(server: Server) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(
         address = %server.address(),
+        tls = server.speaks_tls(),
         internal = server.internal_address().map(tracing::field::display),
         version = env!("CARGO_PKG_VERSION"),
         "listening"
@@ -88,7 +89,8 @@ async fn run(server: Server) -> anyhow::Result<()> {
     }
 }
 
-fn banner(port: u16, insecurities: &[&str], kept_in: Option<&str>, demo: bool) -> io::Result<()> {
+fn banner(port: u16, tls: bool, insecurities: &[&str], kept_in: Option<&str>, demo: bool) -> io::Result<()> {
+    let secure = if tls { "s" } else { "" };
     let mut out = io::stdout().lock();
     writeln!(
         out,
@@ -102,16 +104,22 @@ fn banner(port: u16, insecurities: &[&str], kept_in: Option<&str>, demo: bool) -
         Some(place) => writeln!(out, "\n  Streams    kept in {place}")?,
         None => writeln!(out, "    - nothing is kept: a restart begins anew (TIDINGS_PERSIST=false)\n")?,
     }
-    writeln!(out, "  Console    http://localhost:{port}/console")?;
-    writeln!(out, "  WebSocket  ws://localhost:{port}/ws")?;
-    writeln!(out, "  Events     http://localhost:{port}/api/projects/demo/events")?;
+    writeln!(out, "  Console    http{secure}://localhost:{port}/console")?;
+    writeln!(out, "  WebSocket  ws{secure}://localhost:{port}/ws")?;
+    writeln!(out, "  Events     http{secure}://localhost:{port}/api/projects/demo/events")?;
     // As it was called: after `cargo run` it is not on the path.
     let program = std::env::args().next().unwrap_or_else(|| "tidings".to_owned());
-    writeln!(out, "  Watch      {program} tail demo --url ws://localhost:{port}/ws")?;
+    // By the settings its certificate counts, whatever name that has; by a URL it would have to be one for `localhost`.
+    let url = if tls { String::new() } else { format!(" --url ws://localhost:{port}/ws") };
+    writeln!(out, "  Watch      {program} tail demo{url}")?;
     if demo {
         writeln!(out, "  Demo       events on project `demo`; stop them with --no-demo")?;
     }
+    let insecure = if tls { " --insecure" } else { "" };
     let event = r#"{"type":"task.progress","project_id":"demo","task_id":"mine","progress":{"current":3,"total":10}}"#;
-    writeln!(out, "\n  Publish one yourself:\n  curl -d '{event}' http://localhost:{port}/api/events\n")?;
+    writeln!(
+        out,
+        "\n  Publish one yourself:\n  curl{insecure} -d '{event}' http{secure}://localhost:{port}/api/events\n"
+    )?;
     out.flush()
 }

@@ -10,7 +10,7 @@ use clap::Args;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
+    Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
     tungstenite::{
         Message,
         client::IntoClientRequest,
@@ -20,6 +20,7 @@ use tokio_tungstenite::{
 
 use tidings_protocol::{EventType, TypeFilter};
 
+use super::own_certificate;
 use crate::config::Settings;
 
 const RETRY_MIN: Duration = Duration::from_millis(250);
@@ -54,6 +55,8 @@ type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 struct Tail {
     arguments: Arguments,
     url: String,
+    /// `None`: what everybody trusts.
+    trusts: Option<Connector>,
     types: Option<TypeFilter>,
     since: Option<Value>,
     shown: u64,
@@ -70,6 +73,9 @@ enum Ended {
 
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<()> {
     let url = arguments.url.clone().unwrap_or_else(|| settings.websocket_url(None));
+    // A service that somebody names is trusted as everybody is.
+    let own = settings.tls.as_ref().filter(|_| arguments.url.is_none());
+    let trusts = own.map(own_certificate::trusting).transpose()?.map(Connector::Rustls);
     let since = arguments.since.as_deref().map(position).transpose()?;
     let types = (!arguments.types.is_empty())
         .then(|| TypeFilter::parse(&arguments.types))
@@ -77,7 +83,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<(
         .context("--types")?;
     let color = io::stdout().is_terminal() && !arguments.json;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Tail { arguments, url, types, since, shown: 0, color }.run())
+    runtime.block_on(Tail { arguments, url, trusts, types, since, shown: 0, color }.run())
 }
 
 fn position(text: &str) -> anyhow::Result<Value> {
@@ -100,7 +106,7 @@ impl Tail {
         let mut request =
             self.url.as_str().into_client_request().with_context(|| format!("`{}`", self.url))?;
         request.headers_mut().insert("sec-websocket-protocol", tidings_protocol::SUBPROTOCOL.parse()?);
-        let connected = connect_async(request).await;
+        let connected = connect_async_tls_with_config(request, None, false, self.trusts.clone()).await;
         let (mut socket, _) = connected.with_context(|| {
             format!("{} cannot be reached; is the service running (`tidings dev`)?", self.url)
         })?;

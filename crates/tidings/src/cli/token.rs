@@ -61,7 +61,7 @@ fn signer(settings: &Settings, arguments: &Arguments) -> anyhow::Result<Signer> 
         let text = std::fs::read_to_string(path).with_context(|| format!("`{file}` cannot be read"))?;
         return Signer::from_pem(&text).map_err(|expected| anyhow::anyhow!("`{file}`: {expected}"));
     }
-    let secret = settings.jwt.as_ref().and_then(|jwt| jwt.secrets.first());
+    let secret = settings.auth.jwt.as_ref().and_then(|jwt| jwt.secrets.first());
     let secret = secret.context(
         "there is nothing to sign with: set TIDINGS_JWT_SECRET, here and where the service runs, to at least 16 bytes \
          (`openssl rand -hex 32` makes one), or name the issuer's key with --private-key",
@@ -133,7 +133,7 @@ mod tests {
             .unwrap()
             .token(&claims(&layers, &arguments, now.as_second()))
             .unwrap();
-        Jwt::new(&settings.jwt.unwrap()).check(&token, now.into()).await.unwrap().identity
+        Jwt::new(&settings.auth.jwt.unwrap()).check(&token, now.into()).await.unwrap().identity
     }
 
     #[tokio::test]

@@ -1,14 +1,14 @@
 //! Settings for tokens, and of URLs that are asked.
 
-use std::{fmt, net::IpAddr};
+use std::net::IpAddr;
 
 use axum::http::Uri;
 
-use super::{Layers, SettingError};
+use super::{
+    Layers, SettingError,
+    secret::{Secret, secrets},
+};
 use crate::auth::jwt::Key;
-
-/// A shorter one can be guessed from one token.
-const SECRET_BYTES_MIN: usize = 16;
 
 /// How tokens are checked: with at least one key, or a place to fetch them from.
 #[derive(Clone, Debug)]
@@ -24,27 +24,11 @@ pub struct JwtSettings {
     pub(crate) cookie: String,
 }
 
-/// What no log may show.
-#[derive(Clone)]
-pub(crate) struct Secret(String);
-
-impl Secret {
-    pub(crate) fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("********")
-    }
-}
-
 impl JwtSettings {
     /// `None`: there is nothing to check tokens with.
     pub(super) fn read(layers: &Layers) -> Result<Option<Self>, SettingError> {
         let settings = Self {
-            secrets: secrets(layers)?,
+            secrets: secrets(layers, "TIDINGS_JWT_SECRET")?,
             public_keys: public_keys(layers)?,
             jwks_url: jwks_url(layers)?,
             issuer: layers.optional("TIDINGS_JWT_ISSUER").map(str::to_owned),
@@ -55,19 +39,6 @@ impl JwtSettings {
             !settings.secrets.is_empty() || !settings.public_keys.is_empty() || settings.jwks_url.is_some();
         Ok(has_source.then_some(settings))
     }
-}
-
-fn secrets(layers: &Layers) -> Result<Vec<Secret>, SettingError> {
-    let name = "TIDINGS_JWT_SECRET";
-    let secrets = layers.list(name);
-    let is_short = |secret: &String| secret.len() < SECRET_BYTES_MIN;
-    if secrets.iter().any(is_short) || (layers.is_set(name) && secrets.is_empty()) {
-        let message = format!(
-            "expected at least {SECRET_BYTES_MIN} bytes, of each of several with commas between them; `openssl rand -hex 32` makes one"
-        );
-        return Err(layers.error(name, message));
-    }
-    Ok(secrets.into_iter().map(Secret).collect())
 }
 
 fn public_keys(layers: &Layers) -> Result<Vec<Key>, SettingError> {

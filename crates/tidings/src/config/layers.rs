@@ -423,14 +423,14 @@ mod tests {
             &Flags::default(),
             &variables(&[
                 ("TIDINGS_LISTN", "x"),
-                ("TIDINGS_TLS_CERT", "x"),
+                ("TIDINGS_CELERY_BROKER_URL", "x"),
                 ("TIDINGS_PUBLISH_TO", "channel"),
             ]),
             None,
         );
         let warnings = layers.unwrap().warnings.join("\n");
         assert!(warnings.contains("did you mean `TIDINGS_LISTEN`?"), "{warnings}");
-        assert!(warnings.contains("TIDINGS_TLS_CERT has no effect"), "{warnings}");
+        assert!(warnings.contains("TIDINGS_CELERY_BROKER_URL has no effect"), "{warnings}");
         assert!(!warnings.contains("TIDINGS_PUBLISH_TO"), "{warnings}");
     }
 

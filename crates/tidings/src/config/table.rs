@@ -44,10 +44,31 @@ pub static SETTINGS: &[Setting] = &[
         None,
         "second address for publishing, admin and metrics; then the first has none of them",
     ),
+    plain(
+        "TIDINGS_TLS_CERT",
+        None,
+        "PEM file with a certificate and its chain: the public listener speaks TLS, with TIDINGS_TLS_KEY; read anew when it changes; TIDINGS_INTERNAL_LISTEN stays plain",
+    ),
+    plain(
+        "TIDINGS_TLS_KEY",
+        None,
+        "PEM file with the certificate's private key, not encrypted (PKCS#8, PKCS#1 or SEC1)",
+    ),
     secret(
         "REDIS_URL",
-        "`redis://host:port`, `rediss://` with TLS; Sentinel: `redis+sentinel://host:port,host:port/master-name`; Cluster: `redis+cluster://host:port,host:port`",
+        "`redis://user:password@host:port`; Sentinel: `redis+sentinel://host:port,host:port/master-name`; Cluster: `redis+cluster://host:port,host:port`; each with `rediss` in place of `redis` for TLS",
     ),
+    plain(
+        "TIDINGS_REDIS_CA",
+        None,
+        "PEM file with the authorities that are trusted for `rediss`; unset: the public ones",
+    ),
+    plain(
+        "TIDINGS_REDIS_CERT",
+        None,
+        "PEM file with a client certificate and its chain, for a Redis that asks for one; with TIDINGS_REDIS_KEY",
+    ),
+    plain("TIDINGS_REDIS_KEY", None, "PEM file with the client certificate's private key"),
     plain(
         "TIDINGS_ENGINE",
         None,
@@ -246,5 +267,4 @@ pub static SETTINGS: &[Setting] = &[
 pub(super) const OF_PUBLISHERS: [&str; 1] = ["TIDINGS_PUBLISH_TO"];
 
 /// Variables of the contract that a later version gives a meaning: their own warning instead of "unknown".
-pub(super) const LATER: [&str; 4] =
-    ["TIDINGS_TLS_CERT", "TIDINGS_TLS_KEY", "TIDINGS_CELERY_BACKEND_URL", "TIDINGS_CELERY_BROKER_URL"];
+pub(super) const LATER: [&str; 2] = ["TIDINGS_CELERY_BACKEND_URL", "TIDINGS_CELERY_BROKER_URL"];

@@ -86,7 +86,7 @@ pub(super) async fn subscribe(
             let session = Arc::new(session);
             let guard = Box::new((admitted, user, Arc::clone(&session)));
             let open = |holder| shard.open_event_stream(stream, types, since, guard, Some(holder));
-            session.connect(&shard, open).map_err(|denied| edge.problem_of(&denied.into()))?
+            session.connect(&shard, open)
         }
     };
     // It counts as a connection from here on. As its last response, because what came behind it would count as nothing.

@@ -12,11 +12,7 @@ use tidings_engine::driver::{Guard, ShardHandle};
 use tidings_protocol::CloseCode;
 
 use super::{Edge, peer_of, problem::Problem, retry_after_s};
-use crate::{
-    admission::Refused,
-    auth::{Refusal, Session},
-    handshake::{Handshake, turn_away},
-};
+use crate::{admission::Refused, auth::Refusal, handshake::Handshake};
 
 /// What a close frame has room for (RFC 6455, section 5.5).
 const CLOSE_REASON_BYTES_MAX: usize = 123;
@@ -50,40 +46,20 @@ pub(super) async fn upgrade(
         },
     };
     let deflate = handshake.deflate;
-    let (response, socket) = handshake.split();
-    let explains = edge.is_development();
+    let (response, upgrading) = handshake.split();
     edge.tasks.spawn(async move {
-        match socket.await {
-            Ok((socket, leftover)) => {
-                let Some(session) = session else {
-                    return shard.open_websocket(socket, leftover, deflate, guard, None);
-                };
-                hand_over(&shard, &session, (socket, leftover, deflate, guard), explains).await;
-            }
+        match upgrading.transport().await {
+            Ok((transport, leftover)) => match &session {
+                None => shard.open_websocket(transport, leftover, deflate, guard, None),
+                Some(session) => session.connect(&shard, |holder| {
+                    shard.open_websocket(transport, leftover, deflate, guard, Some(holder));
+                }),
+            },
             // The peer has gone before it had the answer.
             Err(error) => tracing::debug!(error, "upgrade"),
         }
     });
     Ok(response)
-}
-
-/// Gives a socket to its shard, if its session has not ended while it was on its way.
-async fn hand_over(
-    shard: &ShardHandle,
-    session: &Session,
-    parts: (std::net::TcpStream, bytes::Bytes, bool, Guard),
-    explains: bool,
-) {
-    let mut parts = Some(parts);
-    let connected = session.connect(shard, |holder| {
-        if let Some((socket, leftover, deflate, guard)) = parts.take() {
-            shard.open_websocket(socket, leftover, deflate, guard, Some(holder));
-        }
-    });
-    if let (Err(denied), Some((socket, ..))) = (connected, parts) {
-        let reason = if explains { &denied.detail } else { denied.code };
-        turn_away(socket, CloseCode::NoSession, cut(reason)).await;
-    }
 }
 
 fn no_room(edge: &Edge, handshake: Handshake, refused: Refused) -> Result<Response, Problem> {
@@ -115,11 +91,9 @@ fn refuse(
     let Some(place) = place.ok().filter(|_| handshake.speaks_tidings) else {
         return Err(problem);
     };
-    let (response, socket) = handshake.split();
+    let (response, upgrading) = handshake.split();
     edge.tasks.spawn(async move {
-        if let Ok((socket, _)) = socket.await {
-            turn_away(socket, code, cut(&reason)).await;
-        }
+        upgrading.turn_away(code, cut(&reason)).await;
         drop(place);
     });
     Ok(response)

@@ -17,7 +17,7 @@ async fn answered(sharing: Sharing, requests: usize) -> BTreeMap<String, usize> 
     for (shard, incomings) in (0..).zip(incomings) {
         let shard: u16 = shard;
         let router = Router::new().route("/", get(move || async move { shard.to_string() }));
-        tasks.spawn(accept::serve(incomings, router, Limits::default(), tasks.clone(), stop.clone()));
+        tasks.spawn(accept::serve(incomings, router, None, Limits::default(), tasks.clone(), stop.clone()));
     }
     let mut answered = BTreeMap::new();
     for _ in 0..requests {

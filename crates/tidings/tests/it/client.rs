@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
@@ -16,8 +16,13 @@ use tokio_tungstenite::{
 
 use crate::fixture::{DEADLINE, Service};
 
-pub(crate) struct Client {
-    socket: WebSocketStream<TcpStream>,
+/// What a client speaks over: a socket, or TLS on one.
+pub(crate) trait Line: AsyncRead + AsyncWrite + Unpin {}
+
+impl<L: AsyncRead + AsyncWrite + Unpin> Line for L {}
+
+pub(crate) struct Client<L = TcpStream> {
+    socket: WebSocketStream<L>,
     pub(crate) established: Value,
     /// What it was told of sources that could not be heard, and were again.
     pub(crate) notices: Vec<Value>,
@@ -61,19 +66,31 @@ impl Client {
         }
     }
 
+    pub(crate) async fn subscribed(service: &Service, project: &str) -> Self {
+        let mut client = Self::connect(service).await;
+        client.subscribe(project).await;
+        client
+    }
+}
+
+impl<L: Line> Client<L> {
+    /// Does the handshake of a WebSocket.
+    pub(crate) async fn over(line: L) -> Self {
+        let (socket, _) = client_async("ws://localhost/ws", line).await.unwrap();
+        Self::established(socket).await
+    }
+
     /// Takes a socket after its handshake.
-    pub(crate) async fn established(socket: WebSocketStream<TcpStream>) -> Self {
+    pub(crate) async fn established(socket: WebSocketStream<L>) -> Self {
         let mut client = Self { socket, established: Value::Null, notices: Vec::new() };
         client.established = client.next().await;
         assert_eq!(client.established["type"], "connection.established");
         client
     }
 
-    pub(crate) async fn subscribed(service: &Service, project: &str) -> Self {
-        let mut client = Self::connect(service).await;
-        let confirmed = client.ask(&json!({"type": "subscribe", "project_id": project})).await;
+    pub(crate) async fn subscribe(&mut self, project: &str) {
+        let confirmed = self.ask(&json!({"type": "subscribe", "project_id": project})).await;
         assert_eq!(confirmed["type"], "subscription.confirmed");
-        client
     }
 
     pub(crate) async fn send(&mut self, message: Message) {
@@ -133,6 +150,11 @@ impl Client {
         }
     }
 
+    /// What it speaks over, in the middle of everything.
+    pub(crate) fn into_line(self) -> L {
+        self.socket.into_inner()
+    }
+
     /// Reads until the server closes; its close code.
     pub(crate) async fn close_code(mut self) -> u16 {
         loop {
@@ -151,8 +173,8 @@ impl Client {
 }
 
 /// A client of bare frames, which reads when it is told to and not before.
-pub(crate) struct Raw {
-    socket: BufReader<TcpStream>,
+pub(crate) struct Raw<L = TcpStream> {
+    socket: BufReader<L>,
     /// The head of the answer to its handshake.
     pub(crate) head: String,
 }
@@ -164,9 +186,11 @@ impl Raw {
         socket.set_recv_buffer_size(4096).unwrap();
         Self::over(socket.connect(service.address).await.unwrap(), "", b"").await
     }
+}
 
+impl<L: Line> Raw<L> {
     /// Upgrades a socket; `headers` are lines with their ends, `behind` goes out with the handshake.
-    pub(crate) async fn over(mut socket: TcpStream, headers: &str, behind: &[u8]) -> Self {
+    pub(crate) async fn over(mut socket: L, headers: &str, behind: &[u8]) -> Self {
         let request = format!(
             "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
@@ -184,6 +208,7 @@ impl Raw {
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).await.unwrap();
+        self.socket.flush().await.unwrap();
     }
 
     pub(crate) async fn send_json(&mut self, message: &Value) {

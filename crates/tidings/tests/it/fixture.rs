@@ -25,10 +25,15 @@ pub(crate) fn report(text: std::fmt::Arguments<'_>) {
     writeln!(std::io::stderr(), "report: {text}").unwrap();
 }
 
+pub(crate) fn settings(variables: &BTreeMap<String, String>) -> Settings {
+    Settings::read(&Layers::load(&Flags::default(), variables, None).unwrap()).unwrap()
+}
+
 /// A service in a thread of its own. Dropping it stops it and checks that nothing was left over.
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,
     pub(crate) internal: Option<SocketAddr>,
+    plain: SocketAddr,
     stop: CancellationToken,
     thread: Option<JoinHandle<usize>>,
     _redis: Option<Redis>,
@@ -82,7 +87,7 @@ impl Service {
         if let Some(redis) = &redis {
             all.insert("REDIS_URL".to_owned(), redis.url());
         }
-        let settings = Settings::read(&Layers::load(&Flags::default(), &all, None).unwrap()).unwrap();
+        let settings = settings(&all);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let (tell, told) = std::sync::mpsc::channel();
@@ -96,14 +101,16 @@ impl Service {
             })
         });
         let (address, internal) = told.recv().unwrap();
+        let plain = internal.filter(|_| all.contains_key("TIDINGS_TLS_CERT")).unwrap_or(address);
         if redis.is_some() {
-            wait_until_ready(address);
+            wait_until_ready(plain);
         }
-        Self { address, internal, stop, thread: Some(thread), _redis: redis }
+        Self { address, internal, plain, stop, thread: Some(thread), _redis: redis }
     }
 
+    /// The URL of a path, where it is spoken plainly.
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://localhost:{}{path}", self.address.port())
+        format!("http://localhost:{}{path}", self.plain.port())
     }
 
     /// Asks it to stop, and does not wait.

@@ -10,11 +10,14 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::fixture::{DEADLINE, Service, request, until};
+use crate::{
+    client::Line,
+    fixture::{DEADLINE, Service, request, until},
+};
 
 /// A response that is read as it comes: chunks put together, then cut into events.
-pub(crate) struct Stream {
-    socket: BufReader<TcpStream>,
+pub(crate) struct Stream<L = TcpStream> {
+    socket: BufReader<L>,
     head: String,
     text: String,
     ended: bool,
@@ -34,7 +37,16 @@ impl Stream {
         Self::over(TcpStream::connect(service.address).await.unwrap(), query, headers).await
     }
 
-    async fn over(mut socket: TcpStream, query: &str, headers: &str) -> Self {
+    /// Follows all of `p`, and has been told where it stands.
+    pub(crate) async fn of_p(service: &Service) -> Self {
+        let mut stream = Self::open(service, "project_id=p", "").await;
+        assert_eq!(stream.next().await.message["type"], "subscription.confirmed");
+        stream
+    }
+}
+
+impl<L: Line> Stream<L> {
+    pub(crate) async fn over(mut socket: L, query: &str, headers: &str) -> Self {
         let request = format!("GET /sse?{query} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut socket = BufReader::new(socket);
@@ -48,13 +60,6 @@ impl Stream {
         assert!(stream.head.contains("\r\ncontent-type: text/event-stream\r\n"), "{head}");
         assert!(stream.head.contains("\r\ncache-control: no-store\r\n"), "{head}");
         assert!(stream.head.contains("\r\ntransfer-encoding: chunked\r\n"), "{head}");
-        stream
-    }
-
-    /// Follows all of `p`, and has been told where it stands.
-    pub(crate) async fn of_p(service: &Service) -> Self {
-        let mut stream = Self::open(service, "project_id=p", "").await;
-        assert_eq!(stream.next().await.message["type"], "subscription.confirmed");
         stream
     }
 

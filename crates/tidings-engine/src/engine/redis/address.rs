@@ -3,8 +3,8 @@
 use std::{fmt, time::Duration};
 
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, ProtocolVersion,
-    RedisConnectionInfo, RedisResult, TlsMode,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _,
+    ProtocolVersion, RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode,
     io::tcp::TcpSettings,
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
@@ -15,8 +15,8 @@ const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
 /// A Redis as `REDIS_URL` names it: `redis://`, `rediss://`, `redis+sentinel://host:port,host:port/master-name`,
-/// `redis+cluster://host:port,host:port`; the latter two with `rediss+` for TLS. A user and a password stand before the hosts,
-/// as in any URL.
+/// `redis+cluster://host:port,host:port`; the latter two with `rediss+` for TLS, which is spoken with Sentinels, too. A user and a
+/// password stand before the hosts, as in any URL.
 #[derive(Clone)]
 pub struct RedisAddress {
     kind: Kind,
@@ -25,8 +25,36 @@ pub struct RedisAddress {
 #[derive(Clone)]
 enum Kind {
     Server(ConnectionInfo),
-    Sentinel { sentinels: Vec<(String, u16)>, master: String, tls: bool, settings: RedisConnectionInfo },
-    Cluster { seeds: Vec<ConnectionInfo> },
+    Sentinel {
+        sentinels: Vec<(String, u16)>,
+        master: String,
+        tls: bool,
+        /// Beyond what everybody trusts.
+        certificates: Option<TlsCertificates>,
+        settings: RedisConnectionInfo,
+    },
+    Cluster {
+        seeds: Vec<ConnectionInfo>,
+    },
+}
+
+/// What connections over TLS trust and show, as PEM.
+#[derive(Clone, Default)]
+pub struct RedisTls {
+    /// Authorities in place of the public ones.
+    pub authorities: Option<Vec<u8>>,
+    /// A client's certificate with its chain, and its private key.
+    pub client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl fmt::Debug for RedisTls {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisTls")
+            .field("authorities", &self.authorities.is_some())
+            .field("client", &self.client.is_some())
+            .finish()
+    }
 }
 
 /// Why a URL names no Redis. Repeats nothing of it: it may hold a password.
@@ -35,8 +63,8 @@ enum Kind {
 pub struct InvalidAddress(&'static str);
 
 const EXPECTED: InvalidAddress = InvalidAddress(
-    "expected `redis://host:port`, `rediss://host:port`, `redis+sentinel://host:port,host:port/master-name` or \
-     `redis+cluster://host:port,host:port`",
+    "expected `redis://host:port`, `redis+sentinel://host:port,host:port/master-name` or \
+     `redis+cluster://host:port,host:port`, each with `rediss` in place of `redis` for TLS",
 );
 
 impl fmt::Debug for RedisAddress {
@@ -65,7 +93,36 @@ impl RedisAddress {
         Ok(Self { kind })
     }
 
-    pub(crate) fn is_cluster(&self) -> bool {
+    /// The same, with what its connections trust and show.
+    pub fn over_tls(mut self, tls: RedisTls) -> Result<Self, String> {
+        let client_tls =
+            tls.client.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+        let all = TlsCertificates { client_tls, root_cert: tls.authorities };
+        let over_tls = |info: &ConnectionInfo| {
+            let client = Client::build_with_tls(info.clone(), all.clone());
+            client.map(|client| client.get_connection_info().clone()).map_err(|error| error.to_string())
+        };
+        match &mut self.kind {
+            Kind::Server(info) => *info = over_tls(info)?,
+            Kind::Sentinel { certificates, .. } => *certificates = Some(all),
+            Kind::Cluster { seeds } => {
+                *seeds = seeds.iter().map(over_tls).collect::<Result<_, _>>()?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Whether its connections are protected.
+    pub fn is_tls(&self) -> bool {
+        let is_tls = |info: &ConnectionInfo| matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+        match &self.kind {
+            Kind::Server(info) => is_tls(info),
+            Kind::Sentinel { tls, .. } => *tls,
+            Kind::Cluster { seeds } => seeds.iter().all(is_tls),
+        }
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
         matches!(self.kind, Kind::Cluster { .. })
     }
 
@@ -87,8 +144,8 @@ impl RedisAddress {
         // A node that does not know its own address leaves it out: it is where it was asked.
         let host = if host.is_empty() { host_of(seed.addr())? } else { host.to_owned() };
         let addr = match seed.addr() {
-            ConnectionAddr::TcpTls { .. } => {
-                ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+            ConnectionAddr::TcpTls { tls_params, .. } => {
+                ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: tls_params.clone() }
             }
             _ => ConnectionAddr::Tcp(host, port),
         };
@@ -99,8 +156,10 @@ impl RedisAddress {
     pub async fn client(&self) -> RedisResult<Client> {
         match &self.kind {
             Kind::Server(info) => Client::open(info.clone()),
-            Kind::Sentinel { sentinels, master, tls, settings } => {
-                sentinel_client(sentinels, master, *tls, settings)?.async_get_client().await
+            Kind::Sentinel { sentinels, master, tls, certificates, settings } => {
+                let certificates = certificates.as_ref().filter(|_| *tls);
+                let mut client = sentinel_client(sentinels, master, *tls, certificates, settings)?;
+                client.async_get_client().await
             }
             Kind::Cluster { seeds } => {
                 Client::open(seeds.first().expect("a Cluster's URL names a node").clone())
@@ -121,15 +180,21 @@ fn sentinel_client(
     sentinels: &[(String, u16)],
     master: &str,
     tls: bool,
+    certificates: Option<&TlsCertificates>,
     settings: &RedisConnectionInfo,
 ) -> RedisResult<SentinelClient> {
-    let addresses = sentinels.iter().map(|(host, port)| ConnectionAddr::Tcp(host.clone(), *port));
+    let addresses = sentinels.iter().cloned().map(|(host, port)| address_of(host, port, tls));
     let mut builder = SentinelClientBuilder::new(addresses, master, SentinelServerType::Master)?
         .set_client_to_redis_protocol(ProtocolVersion::RESP3)
         .set_client_to_redis_db(settings.db())
         .set_client_to_redis_tcp_settings(TcpSettings::default().set_nodelay(true));
     if tls {
         builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+    }
+    if let Some(certificates) = certificates {
+        builder = builder
+            .set_client_to_redis_certificates(certificates.clone())
+            .set_client_to_sentinel_certificates(certificates.clone());
     }
     if let Some(username) = settings.username() {
         builder = builder.set_client_to_redis_username(username);
@@ -155,22 +220,25 @@ fn sentinel(rest: &str, tls: bool) -> Result<Kind, InvalidAddress> {
         database => settings.set_db(database.parse().map_err(|_| EXPECTED)?),
     };
     let sentinels = hosts_and_ports(hosts, SENTINEL_PORT)?;
-    Ok(Kind::Sentinel { sentinels, master: master.to_owned(), tls, settings })
+    Ok(Kind::Sentinel { sentinels, master: master.to_owned(), tls, certificates: None, settings })
 }
 
 fn cluster(rest: &str, tls: bool) -> Result<Kind, InvalidAddress> {
     let (settings, hosts) = user_and_hosts(rest.trim_end_matches('/'))?;
     let hosts = hosts_and_ports(hosts, REDIS_PORT)?;
     let seeds = hosts.into_iter().map(|(host, port)| {
-        let addr = if tls {
-            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
-        } else {
-            ConnectionAddr::Tcp(host, port)
-        };
-        let info = addr.into_connection_info().map_err(|_| EXPECTED)?;
+        let info = address_of(host, port, tls).into_connection_info().map_err(|_| EXPECTED)?;
         Ok(with_our_settings(info.set_redis_settings(settings.clone())))
     });
     Ok(Kind::Cluster { seeds: seeds.collect::<Result<_, _>>()? })
+}
+
+fn address_of(host: String, port: u16, tls: bool) -> ConnectionAddr {
+    if tls {
+        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+    } else {
+        ConnectionAddr::Tcp(host, port)
+    }
 }
 
 fn with_our_settings(info: ConnectionInfo) -> ConnectionInfo {
@@ -223,8 +291,15 @@ mod tests {
             ("redis+sentinel://a:1,b/main", "the primary \"main\" that Sentinel names"),
             ("redis+sentinel://:secret@a:1/main/3", "the primary \"main\" that Sentinel names"),
             ("redis+cluster://a:1,[::1]:2,c", "the Cluster of 3 named nodes"),
+            ("rediss://user:secret@h", "h:6379"),
+            ("rediss+sentinel://a/main", "the primary \"main\" that Sentinel names"),
+            ("rediss+cluster://a", "the Cluster of 1 named nodes"),
         ] {
-            assert_eq!(format!("{:?}", RedisAddress::parse(url).unwrap()), shown, "{url}");
+            let address = RedisAddress::parse(url).unwrap();
+            assert_eq!(
+                (format!("{address:?}").as_str(), address.is_tls()),
+                (shown, url.starts_with("rediss"))
+            );
         }
         for url in [
             "",

@@ -15,7 +15,10 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::address::{RedisAddress, connection_config};
+use super::{
+    address::{RedisAddress, connection_config},
+    distrust::{Distrust, tls_error},
+};
 
 /// For an answer to one command.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -36,6 +39,9 @@ pub enum Fault {
     /// It had no effect, and will not have it: the password is wrong, or the user may not do it.
     #[error("{0}")]
     Refused(String),
+    /// It had no effect, and will not have it: one side does not trust the other.
+    #[error("{0}")]
+    Distrusted(Distrust),
     /// It had no effect.
     #[error("{0}")]
     NoEffect(String),
@@ -44,10 +50,17 @@ pub enum Fault {
     Unknown(String),
 }
 
+impl Fault {
+    fn no_effect(error: &RedisError) -> Self {
+        Distrust::behind(error).map_or_else(|| Self::NoEffect(error.to_string()), Self::Distrusted)
+    }
+}
+
 impl From<RedisError> for Fault {
     fn from(error: RedisError) -> Self {
         let text = error.to_string();
         match error.kind() {
+            NOT_CONNECTED if tls_error(&error).is_some() => Self::no_effect(&error),
             _ if is_refusal(&error) => Self::Refused(text),
             NOT_CONNECTED | ErrorKind::Server(_) => Self::NoEffect(text),
             _ => Self::Unknown(text),
@@ -173,7 +186,7 @@ impl Servers {
                     }
                     None => failed = Fault::NoEffect("the Cluster's slots cannot be read".to_owned()),
                 },
-                Err(error) => failed = Fault::NoEffect(error.to_string()),
+                Err(error) => failed = Fault::no_effect(&error),
             }
         }
         Err(failed)
@@ -279,7 +292,7 @@ impl Servers {
         if is_refusal(&error) {
             return Err(Attempt::Failed { fault: Fault::Refused(error.to_string()), for_good: true });
         }
-        let fault = Fault::NoEffect(error.to_string());
+        let fault = Fault::no_effect(&error);
         let ErrorKind::Server(kind) = error.kind() else {
             // What cannot be found out now is found out by the next attempt.
             let _ = self.refresh().await;
@@ -527,6 +540,9 @@ impl Primary {
         }))
         .await
         .map_err(|error| {
+            if tls_error(&error).is_some() {
+                return error;
+            }
             let kind = if is_refusal(&error) { error.kind() } else { NOT_CONNECTED };
             RedisError::from((kind, "cannot connect", error.to_string()))
         })?;
@@ -542,7 +558,12 @@ impl Primary {
 /// Boxed by whoever calls: making a connection takes a large future, and hardly ever happens.
 async fn bounded<T>(connecting: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
     let late = || RedisError::from((NOT_CONNECTED, "no answer in time"));
-    timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(late()))
+    let connected = timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(late()));
+    connected.map_err(|error| match tls_error(&error) {
+        // Nothing was sent: its kind is `NOT_CONNECTED`.
+        Some(error) => error.clone().into(),
+        None => error,
+    })
 }
 
 fn is_refusal(error: &RedisError) -> bool {

@@ -24,7 +24,7 @@ fn at(seconds: i64) -> Timestamp {
 fn jwt(variables: &[(&str, &str)]) -> Jwt {
     let variables = variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
     let settings = Settings::read(&Layers::load(&Flags::default(), &variables, None).unwrap()).unwrap();
-    Jwt::new(&settings.jwt.unwrap())
+    Jwt::new(&settings.auth.jwt.unwrap())
 }
 
 fn with_secret() -> Jwt {
