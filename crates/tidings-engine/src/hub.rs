@@ -227,6 +227,8 @@ pub struct HubCounts {
     pub client_messages: u64,
     /// How often a subscription fell behind.
     pub fell_behind: u64,
+    /// Connections to which nothing is delivered, because nobody knows whether their sessions still hold.
+    pub withheld: usize,
     /// Framed bytes that are kept for blocked clients and those that are being written.
     pub tail_bytes: usize,
 }
@@ -244,6 +246,7 @@ pub struct ShardStats {
     writes: AtomicU64,
     client_messages: AtomicU64,
     fell_behind: AtomicU64,
+    withheld: AtomicUsize,
     tail_bytes: AtomicUsize,
 }
 
@@ -290,6 +293,10 @@ impl ShardStats {
         self.fell_behind.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn withheld(&self, connections: usize) {
+        self.withheld.store(connections, Relaxed);
+    }
+
     pub(crate) fn tail_bytes(&self, bytes: usize) {
         self.tail_bytes.store(bytes, Relaxed);
     }
@@ -307,6 +314,7 @@ impl ShardStats {
         counts.writes += self.writes.load(Relaxed);
         counts.client_messages += self.client_messages.load(Relaxed);
         counts.fell_behind += self.fell_behind.load(Relaxed);
+        counts.withheld += self.withheld.load(Relaxed);
         counts.tail_bytes += self.tail_bytes.load(Relaxed);
     }
 }

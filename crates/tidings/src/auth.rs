@@ -19,7 +19,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -75,6 +75,8 @@ pub(crate) enum Refusal {
     Denied(Denied),
     /// It cannot be found out at present: neither yes nor no. The words are for logs and developers, and hold no secret.
     NoVerdict(String),
+    /// What was found cannot be read: neither yes nor no, and that of this one alone.
+    Unreadable(String),
 }
 
 /// A definite no.
@@ -143,6 +145,8 @@ pub(crate) struct Auth {
     vigil: Arc<Vigil>,
     /// The application could not be asked when it was last tried.
     callback_silent: AtomicBool,
+    /// Sessions of connections that could not be read when they were last looked at.
+    unreadable: AtomicUsize,
 }
 
 impl Auth {
@@ -186,6 +190,7 @@ impl Auth {
             revocations,
             vigil,
             callback_silent: AtomicBool::new(false),
+            unreadable: AtomicUsize::new(0),
             order: settings.ways.clone(),
         })
     }
@@ -200,9 +205,15 @@ impl Auth {
         self.order.contains(&WayName::Ticket)
     }
 
-    /// Names of what cannot be asked, beside what is watched as a part of a source.
-    pub(crate) fn silent(&self) -> Option<&'static str> {
-        self.callback_silent.load(Ordering::Relaxed).then_some("the application (TIDINGS_AUTH_URL)")
+    /// What cannot be found out at present, beside what is watched as a part of a source.
+    pub(crate) fn troubles(&self) -> Vec<String> {
+        let silent = self.callback_silent.load(Ordering::Relaxed);
+        let silent =
+            silent.then(|| "the application (TIDINGS_AUTH_URL) cannot be asked who anybody is".to_owned());
+        let unreadable = self.unreadable.load(Ordering::Relaxed);
+        let unreadable = (unreadable > 0)
+            .then(|| format!("{unreadable} sessions in Redis cannot be read; their connections get nothing"));
+        silent.into_iter().chain(unreadable).collect()
     }
 
     /// Whose request it is; `None`: nobody is asked, and everybody may see everything.
@@ -221,13 +232,13 @@ impl Auth {
                 match self.authenticate_by(way, credential).await {
                     Ok(session) => return Ok(Some(session)),
                     Err(Refusal::Denied(why)) => denied = denied.or(Some(why)),
-                    Err(Refusal::NoVerdict(why)) => no_verdict = no_verdict.or(Some(why)),
+                    Err(unknown) => no_verdict = no_verdict.or(Some(unknown)),
                 }
             }
         }
         Err(match (no_verdict, denied) {
             // It might have been a yes.
-            (Some(why), _) => Refusal::NoVerdict(why),
+            (Some(unknown), _) => unknown,
             (None, Some(denied)) => denied.into(),
             (None, None) => Denied::new("no_credentials", self.what_is_looked_for(is_websocket)).into(),
         })
@@ -356,6 +367,13 @@ impl Auth {
         if self.is_none() {
             return;
         }
+        let source = tidings_protocol::Source::Redis;
+        if self.redis_sessions.is_some() {
+            self.vigil.expect(source, PART);
+        }
+        if self.revocations.are_shared() {
+            self.vigil.expect(source, REVOCATIONS_PART);
+        }
         stop.run_until_cancelled(async {
             tokio::join!(self.follow_revocations(), self.act_on_revocations(), self.sweep_for_ever());
         })
@@ -363,6 +381,10 @@ impl Auth {
     }
 
     async fn follow_revocations(&self) {
+        if self.revocations.are_shared() {
+            // Until they are known nobody gets in, so that the node is not ready before.
+            self.vigil.expect(tidings_protocol::Source::Redis, REVOCATIONS_PART);
+        }
         self.revocations.follow(|is_heard| self.tell_heard(REVOCATIONS_PART, is_heard)).await;
     }
 
@@ -400,9 +422,6 @@ impl Auth {
     }
 
     async fn sweep_for_ever(&self) {
-        if self.redis_sessions.is_some() {
-            self.vigil.expect(tidings_protocol::Source::Redis, PART);
-        }
         let mut interval = interval(SWEEP_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -435,6 +454,7 @@ impl Auth {
         let Some(sessions) = &self.redis_sessions else { return };
         if entries.is_empty() {
             // Also when nobody is there: the next one who comes will be asked about.
+            self.unreadable.store(0, Ordering::Relaxed);
             return self.tell_heard(PART, sessions.is_reachable().await);
         }
         let ids: Vec<_> = entries
@@ -446,16 +466,23 @@ impl Auth {
             .collect();
         let found = sessions.check_all(&ids, now()).await;
         let revocations_known_until = self.revocations.known_until();
-        let (mut verdicts, mut unknown) = (self.sessions.verdicts(), None);
+        let (mut verdicts, mut unknown, mut unreadable) = (self.sessions.verdicts(), None, 0);
         for (entry, read) in entries.iter().zip(found) {
             match (read, revocations_known_until) {
                 (Ok(checked), Ok(known_until)) => entry.holds(&checked, known_until, &mut verdicts),
                 (Err(Refusal::Denied(_)), _) => entry.ends(&mut verdicts),
                 (Err(Refusal::NoVerdict(why)), _) => unknown = Some(why),
+                (Err(Refusal::Unreadable(why)), _) => {
+                    tracing::debug!(why, "a session cannot be read");
+                    unreadable += 1;
+                }
                 (Ok(_), Err(())) => {}
             }
         }
         drop(verdicts);
+        if self.unreadable.swap(unreadable, Ordering::Relaxed) == 0 && unreadable > 0 {
+            tracing::warn!(sessions = unreadable, "sessions in Redis cannot be read");
+        }
         if let Some(why) = &unknown {
             tracing::debug!(why, "a session cannot be asked about");
         }
@@ -475,7 +502,7 @@ impl Auth {
             match (answer, self.revocations.known_until()) {
                 (Ok(checked), Ok(known_until)) => entry.holds(&checked, known_until, &mut verdicts),
                 (Err(Refusal::Denied(_)), _) => entry.ends(&mut verdicts),
-                (Err(Refusal::NoVerdict(_)), _) | (Ok(_), Err(())) => {}
+                (Err(Refusal::NoVerdict(_) | Refusal::Unreadable(_)), _) | (Ok(_), Err(())) => {}
             }
         }))
         .await;

@@ -192,7 +192,7 @@ impl Edge {
                 self.metrics.refused(denied.code);
                 tracing::debug!(code = denied.code, detail = denied.detail, "nobody is let in");
             }
-            Refusal::NoVerdict(why) => {
+            Refusal::NoVerdict(why) | Refusal::Unreadable(why) => {
                 self.metrics.refused(NO_VERDICT);
                 if let Some(unsaid) = self.refusals.occur(NO_VERDICT) {
                     tracing::warn!(why, more_since_last = unsaid, "nobody can be let in");
@@ -207,7 +207,7 @@ impl Edge {
             Refusal::Denied(Denied { code, detail }) => {
                 Problem::denied(StatusCode::UNAUTHORIZED, code, detail, self.is_development())
             }
-            Refusal::NoVerdict(why) => {
+            Refusal::NoVerdict(why) | Refusal::Unreadable(why) => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Problem::denied(status, NO_VERDICT, why, self.is_development()).retry_after(retry_after_s())
             }

@@ -333,6 +333,7 @@ impl<S: Socket> Shard<S> {
             // The visit may come when it is unknown again.
             true
         });
+        self.stats.withheld(self.withheld.len());
     }
 
     /// Goes on where it was stopped.

@@ -31,8 +31,9 @@ const BYTES_MAX: usize = 64 << 10;
 const VALID: Duration = Duration::from_mins(1);
 /// No yes is good for longer, whatever it says; it is only that no clock goes further.
 const VALID_MAX: Duration = Duration::from_hours(30 * 24);
-/// How long a no is: a page that tries again and again with a dead session costs one question in this time.
-const DENIED: Duration = Duration::from_secs(5);
+/// How long a no is: a page that tries again and again with a dead session costs one question in this time. Short, because who
+/// logs in may go on with the same cookie.
+const DENIED: Duration = Duration::from_secs(1);
 const QUESTIONS_AT_ONCE_MAX: usize = 64;
 const REMEMBERED_MAX: usize = 10_000;
 /// The same in bytes of answers; an answer may have long lists of projects.
@@ -204,7 +205,7 @@ impl Memory {
             Ok(checked) => (Ok(checked.clone()), checked.valid_until.unwrap_or_else(Instant::now)),
             Err(Refusal::Denied(denied)) => (Err(denied.clone()), Instant::now() + DENIED),
             // What was said before stays what was said last.
-            Err(Refusal::NoVerdict(_)) => return,
+            Err(Refusal::NoVerdict(_) | Refusal::Unreadable(_)) => return,
         };
         self.forget(hash);
         let number = self.next_number();

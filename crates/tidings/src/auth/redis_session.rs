@@ -159,21 +159,22 @@ impl RedisSessions {
             return Err(Denied::new("session_unknown", detail).into());
         };
         if value.len() > SESSION_BYTES_MAX {
-            return Err(no_verdict("a session is larger than 1 MiB"));
+            return Err(unreadable_session("a session is larger than 1 MiB"));
         }
         let identity = match self.format.codec {
             Codec::Json => {
                 let document = serde_json::from_slice(value);
-                self.format
-                    .shape
-                    .read(&document.map_err(|error| no_verdict(format!("a session is not JSON: {error}")))?)
+                self.format.shape.read(
+                    &document
+                        .map_err(|error| unreadable_session(format!("a session is not JSON: {error}")))?,
+                )
             }
             Codec::MessagePack => self.format.shape.read(&unpacked(value)?),
             Codec::Text => whole_value(value),
         };
         let identity = identity.map_err(|unreadable| match unreadable {
             Unreadable::Nobody(denied) => Refusal::Denied(denied),
-            Unreadable::Malformed(what) => no_verdict(format!("a session cannot be read: {what}")),
+            Unreadable::Malformed(what) => unreadable_session(format!("a session cannot be read: {what}")),
         })?;
         if identity.expires_at.is_some_and(|expires_at| expires_at <= now) {
             return Err(Denied::new("session_expired", "the session's `expires_at` has passed").into());
@@ -220,7 +221,7 @@ fn bytes(value: RedisValue) -> Result<Option<Vec<u8>>, Refusal> {
     match value {
         RedisValue::Nil => Ok(None),
         RedisValue::BulkString(bytes) => Ok(Some(bytes)),
-        _ => Err(no_verdict("Redis answered something else")),
+        _ => Err(unreadable_session("Redis answered something else")),
     }
 }
 
@@ -233,7 +234,7 @@ fn whole_value(value: &[u8]) -> Result<Identity, Unreadable> {
 
 /// What is packed, as JSON has it. What JSON has no word for is null: nothing of that is asked for.
 fn unpacked(mut value: &[u8]) -> Result<Value, Refusal> {
-    let unreadable = |what: String| no_verdict(format!("a session is not MessagePack: {what}"));
+    let unreadable = |what: String| unreadable_session(format!("a session is not MessagePack: {what}"));
     let packed = rmpv::decode::read_value_with_max_depth(&mut value, DEPTH_MAX);
     let packed = packed.map_err(|error| unreadable(error.to_string()))?;
     if value.is_empty() {
@@ -266,11 +267,19 @@ fn as_json(packed: rmpv::Value) -> Value {
     }
 }
 
+fn unreadable_session(what: impl Into<String>) -> Refusal {
+    Refusal::Unreadable(what.into())
+}
+
 fn no_verdict(what: impl Into<String>) -> Refusal {
     Refusal::NoVerdict(what.into())
 }
 
 fn fault(fault: &Fault) -> Refusal {
+    let is_of_key = fault.to_string().contains("WRONGTYPE");
+    if is_of_key {
+        return unreadable_session("what stands under the session's key is no string");
+    }
     no_verdict(format!("Redis, which has the sessions, cannot be asked: {fault}"))
 }
 

@@ -169,6 +169,11 @@ impl Revocations {
         self.list.lock().sessions.contains_key(&session)
     }
 
+    /// Whether other nodes revoke, too.
+    pub(crate) fn are_shared(&self) -> bool {
+        self.known_until.is_some()
+    }
+
     /// Up to when all revocations are known; `Err`: they are not.
     pub(crate) fn known_until(&self) -> Result<Option<Instant>, ()> {
         match &self.known_until {
@@ -193,7 +198,7 @@ impl Revocations {
         let (Store::Redis(servers), Some(known_until)) = (&self.store, &self.known_until) else {
             return std::future::pending().await;
         };
-        let mut reader = Reader { servers, connection: None, cursor: "0-0".to_owned() };
+        let mut reader = Reader { servers, connection: None, cursor: "0-0".to_owned(), has_caught_up: false };
         let mut was_heard = false;
         loop {
             let asked_at = Instant::now();
@@ -280,10 +285,12 @@ struct Reader<'a> {
     connection: Option<(MultiplexedConnection, watch::Receiver<String>)>,
     /// The last entry that was read.
     cursor: String,
+    /// All was read that this connection's server had: from here on it is waited for more.
+    has_caught_up: bool,
 }
 
 impl Reader<'_> {
-    /// What comes behind the cursor, waiting a moment for it; and whether that is all there is.
+    /// What comes behind the cursor, waiting a moment for it once all is known; and whether that is all there is.
     async fn read(&mut self) -> Result<(Vec<Revocation>, bool), String> {
         if self.connection.as_ref().is_none_or(|(_, place)| place.has_changed().unwrap_or(true)) {
             let primary = self.servers.primary_of(STREAM);
@@ -291,10 +298,15 @@ impl Reader<'_> {
             self.connection = Some((connection, primary.watch()));
             // Another server may know less, and number what it is told anew.
             "0-0".clone_into(&mut self.cursor);
+            self.has_caught_up = false;
         }
         let Some((connection, _)) = &mut self.connection else { return Ok((Vec::new(), false)) };
         let mut read = cmd("XREAD");
-        read.arg("COUNT").arg(READ_MAX).arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
+        read.arg("COUNT").arg(READ_MAX);
+        // Nobody gets in until all is known; where nothing was ever revoked, that would be at the end of the wait.
+        if self.has_caught_up {
+            read.arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
+        }
         read.arg("STREAMS").arg(STREAM).arg(&self.cursor);
         let answer: Value = match read.query_async(connection).await {
             Ok(answer) => answer,
@@ -312,6 +324,7 @@ impl Reader<'_> {
             self.cursor.clone_from(&last.id);
         }
         let is_all = entries.len() < READ_MAX;
+        self.has_caught_up |= is_all;
         let revocations = entries.iter().filter_map(|entry| match entry.map.get("revocation") {
             Some(Value::BulkString(bytes)) => serde_json::from_slice(bytes).ok(),
             _ => None,

@@ -211,10 +211,7 @@ impl Entry {
             state.rights = rights_of(&checked.identity);
         }
         state.identity = checked.identity.clone();
-        let valid_until = earlier(checked.valid_until, revocations_known_until);
-        // An answer may be overtaken by one to a later question.
-        state.valid_until =
-            state.valid_until.zip(valid_until).map(|(one, other)| one.max(other)).or(valid_until);
+        state.valid_until = earlier(checked.valid_until, revocations_known_until);
         verdicts.tell(self, state);
         true
     }

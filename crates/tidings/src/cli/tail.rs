@@ -44,6 +44,12 @@ pub(super) struct Arguments {
     /// Stop after this many events
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    /// A token to show, as `tidings token` makes one; `Authorization: Bearer`
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+    /// Cookies to show, as a browser would: `session=…`
+    #[arg(long, value_name = "COOKIES")]
+    cookie: Option<String>,
     /// The WebSocket's address; without it the one of the settings
     #[arg(long, value_name = "URL")]
     url: Option<String>,
@@ -105,7 +111,14 @@ impl Tail {
     async fn connect(&self) -> anyhow::Result<Socket> {
         let mut request =
             self.url.as_str().into_client_request().with_context(|| format!("`{}`", self.url))?;
-        request.headers_mut().insert("sec-websocket-protocol", tidings_protocol::SUBPROTOCOL.parse()?);
+        let headers = request.headers_mut();
+        headers.insert("sec-websocket-protocol", tidings_protocol::SUBPROTOCOL.parse()?);
+        if let Some(token) = &self.arguments.token {
+            headers.insert("authorization", format!("Bearer {token}").parse().context("--token")?);
+        }
+        if let Some(cookie) = &self.arguments.cookie {
+            headers.insert("cookie", cookie.parse().context("--cookie")?);
+        }
         let connected = connect_async_tls_with_config(request, None, false, self.trusts.clone()).await;
         let (mut socket, _) = connected.with_context(|| {
             format!("{} cannot be reached; is the service running (`tidings dev`)?", self.url)

@@ -35,6 +35,8 @@ impl Collector for NodeCounts {
             None,
             &gauge(self.0.engine().stream_count()),
         )?;
+        let help = "Connections to which nothing is delivered while nobody knows whether their sessions hold";
+        put(out, "connections_withheld", help, None, &gauge(counts.withheld))?;
         let repairs = self.0.engine().repairs();
         let count = |count: usize| ConstCounter::new(count as u64);
         let help = "Events that were read from Redis because they were not heard";

@@ -16,7 +16,7 @@ use super::Edge;
 pub(super) async fn websocket(State(edge): State<Arc<Edge>>) -> Json<Value> {
     let silent = edge.node.vigil().silent();
     let degraded =
-        !silent.is_empty() || edge.auth.silent().is_some() || edge.node.engine().failing().is_some();
+        !silent.is_empty() || !edge.auth.troubles().is_empty() || edge.node.engine().failing().is_some();
     let status = match (edge.is_draining(), degraded) {
         (true, _) => "draining",
         (false, true) => "degraded",
@@ -64,9 +64,8 @@ fn readiness(edge: &Edge, query: Option<&str>, addresses: bool) -> (StatusCode, 
     }));
     // Whoever is connected is served meanwhile, and another node would ask the same.
     let (status, text) = report(query, &checks);
-    let silent =
-        edge.auth.silent().map(|silent| format!("[!] {silent} cannot be asked; nobody new is let in\n"));
-    (status, silent.unwrap_or_default() + &text)
+    let troubles = edge.auth.troubles().into_iter().map(|trouble| format!("[!] {trouble}"));
+    (status, troubles.chain([text]).collect::<Vec<_>>().join("\n"))
 }
 
 fn report(query: Option<&str>, checks: &[(String, bool)]) -> (StatusCode, String) {

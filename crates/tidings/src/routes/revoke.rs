@@ -22,6 +22,10 @@ struct Whom {
 
 pub(super) async fn revoke(State(edge): State<Arc<Edge>>, request: Request) -> Result<StatusCode, Problem> {
     edge.key(request.headers(), peer_of(request.extensions()), Scope::Revoke)?;
+    if edge.auth.is_none() {
+        let detail = "with TIDINGS_AUTH=none nobody has a session that could end";
+        return Err(Problem::denied(StatusCode::CONFLICT, "no_auth", detail, edge.is_development()));
+    }
     let whom = body::read_json::<Whom>(request.into_body(), r#"{"user_id"} or {"session"}"#).await?;
     let bad = |detail: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail);
     let revoked = match (whom.user_id, whom.session) {

@@ -68,7 +68,9 @@ pub(super) async fn subscribe(
     };
     let session = match edge.authenticate(&headers, false).await {
         Ok(session) => session,
-        Err(Refusal::NoVerdict(_)) if reads_event_streams(&headers) => return Ok(come_back("no verdict")),
+        Err(Refusal::NoVerdict(_) | Refusal::Unreadable(_)) if reads_event_streams(&headers) => {
+            return Ok(come_back("no verdict"));
+        }
         Err(refusal) => return Err(edge.problem_of(&refusal)),
     };
     edge.check_rights(session.as_ref(), &project)?;

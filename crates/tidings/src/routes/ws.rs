@@ -73,7 +73,9 @@ fn nobody(edge: &Edge, handshake: Handshake, refusal: &Refusal) -> Result<Respon
     let (code, reason) = match refusal {
         Refusal::Denied(denied) if edge.is_development() => (CloseCode::NoSession, denied.detail.clone()),
         Refusal::Denied(denied) => (CloseCode::NoSession, denied.code.to_owned()),
-        Refusal::NoVerdict(_) => (CloseCode::TryAgainLater, super::NO_VERDICT.to_owned()),
+        Refusal::NoVerdict(_) | Refusal::Unreadable(_) => {
+            (CloseCode::TryAgainLater, super::NO_VERDICT.to_owned())
+        }
     };
     refuse(edge, handshake, code, reason, problem)
 }

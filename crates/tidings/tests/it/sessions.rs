@@ -164,6 +164,18 @@ async fn announcements_reach_those_whose_rights_include_the_project() {
 }
 
 #[tokio::test]
+async fn whoever_comes_as_soon_as_a_node_is_ready_is_let_in() {
+    let store = Store::started().await;
+    store.put("s", &json!({"user_id": "u", "projects": ["p"]})).await;
+    let url = store.0.url();
+    let service = Service::with(&[("REDIS_URL", &url), ("TIDINGS_AUTH", "redis-session")]);
+    let is_ready = || async { request("GET", &service.url("/readyz"), &[], b"").await.status == 200 };
+    until("the service being ready", is_ready).await;
+    // Nothing was ever revoked, and that is known.
+    browser(&service, "session=s").await.close().await;
+}
+
+#[tokio::test]
 async fn a_session_that_ends_takes_its_connections_with_it() {
     let store = Store::started().await;
     let service = store.service("redis-session", &[]);
