@@ -12,13 +12,17 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from urllib.error import HTTPError
+from urllib.parse import unquote
 
 import pytest
 import redis
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
-from websockets.typing import Subprotocol
+from websockets.typing import Origin, Subprotocol
 
 FOLDER = Path(__file__).parent
 DEADLINE_S = 60.0
@@ -46,9 +50,12 @@ def get_json(url: str) -> Any:
         return None
 
 
-def post(url: str, body: bytes = b"") -> Any:
-    with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=30) as answer:
-        return json.load(answer)
+def post(url: str, body: Any = None, key: str = "") -> Any:
+    """Posts JSON; the answer's JSON, or `None` if it has none."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read() or "null")
 
 
 class Process:
@@ -56,13 +63,15 @@ class Process:
 
     def __init__(self, *arguments: str, log: Path, **environment: str) -> None:
         self.log = log
+        # Whoever runs the tests may have settings of their own.
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("TIDINGS_")}
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 arguments,
                 cwd=FOLDER,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **environment},
+                env={**outside, **environment},
             )
 
     def stop(self) -> None:
@@ -74,18 +83,47 @@ class Process:
             self._process.wait()
 
 
-class Follower:
-    """A page that follows one project."""
+class Browser:
+    """Keeps cookies as a browser does: by host, not by port; `Secure` ones for localhost, too."""
 
-    def __init__(self, socket: ClientConnection, project_id: str) -> None:
+    def __init__(self) -> None:
+        self._cookies = CookieJar(DefaultCookiePolicy(secure_protocols=("http", "https")))
+        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(self._cookies))
+
+    def post(self, url: str, body: Any = None) -> int:
+        """Posts JSON, or a form as bytes; the status of the answer."""
+        is_form = isinstance(body, bytes)
+        headers = {"Content-Type": "application/x-www-form-urlencoded" if is_form else "application/json"}
+        request = urllib.request.Request(url, body if is_form else json.dumps(body).encode(), headers)
+        try:
+            with self._opener.open(request, timeout=30) as answer:
+                return int(answer.status)
+        except HTTPError as refused:
+            with refused:
+                return refused.code
+
+    def cookie(self, url: str) -> str:
+        """The header that it sends along to this address; empty: none."""
+        request = urllib.request.Request(url)
+        self._cookies.add_cookie_header(request)
+        return request.get_header("Cookie") or ""
+
+
+class Page:
+    """A page's connection to the service."""
+
+    def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         assert self.next()["type"] == "connection.established"
-        self._socket.send(json.dumps({"type": "subscribe", "project_id": project_id}))
-        assert self.next()["type"] == "subscription.confirmed"
 
     def next(self) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(self._socket.recv(DEADLINE_S))
         return message
+
+    def subscribe(self, project_id: str) -> dict[str, Any]:
+        """What is answered. Nothing else may be waiting."""
+        self._socket.send(json.dumps({"type": "subscribe", "project_id": project_id}))
+        return self.next()
 
     def until(self, *types: str) -> list[dict[str, Any]]:
         """Everything up to the first event of one of these types."""
@@ -99,19 +137,83 @@ class Follower:
         self._socket.send('{"type":"ping"}')
         return self.next()["type"] == "pong"
 
+    def close_code(self) -> int:
+        """The code with which it is closed; nothing may come before that."""
+        return closing(self._socket)[0]
+
 
 class Service:
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, log: Path) -> None:
+        self.port, self.log = port, log
         self.http = f"http://localhost:{port}"
-        self._websocket = f"ws://localhost:{port}/ws"
+        self.websocket = f"ws://localhost:{port}/ws"
         self._sockets = ExitStack()
 
-    def follow(self, project_id: str) -> Follower:
-        socket = connect(self._websocket, subprotocols=[Subprotocol("tidings.v1")], max_size=None)
-        return Follower(self._sockets.enter_context(socket), project_id)
+    def open(self, cookie: str = "", *subprotocols: str, origin: str | None = None) -> Page:
+        """Connects as a page does whose browser has this cookie."""
+        return Page(self._sockets.enter_context(self._connect(cookie, *subprotocols, origin=origin)))
+
+    def turned_away(self, cookie: str = "", *subprotocols: str, origin: str | None = None) -> tuple[int, str]:
+        """The code and the reason with which a page is closed that must not get in."""
+        with self._connect(cookie, *subprotocols, origin=origin) as socket:
+            return closing(socket)
+
+    def follow(self, project_id: str, cookie: str = "") -> Page:
+        page = self.open(cookie)
+        assert page.subscribe(project_id)["type"] == "subscription.confirmed"
+        return page
 
     def close(self) -> None:
         self._sockets.close()
+
+    def _connect(self, cookie: str, *subprotocols: str, origin: str | None) -> ClientConnection:
+        return connect(
+            self.websocket,
+            additional_headers={"Cookie": cookie} if cookie else None,
+            origin=None if origin is None else Origin(origin),
+            subprotocols=[Subprotocol(name) for name in ("tidings.v1", *subprotocols)],
+            max_size=None,
+        )
+
+
+class Start(Protocol):
+    """Starts a service with these settings; it ends with the test."""
+
+    def __call__(self, **settings: str) -> Service: ...
+
+
+class Secrets:
+    """What must not be in any log: every secret that a test uses."""
+
+    def __init__(self) -> None:
+        self._values: set[str] = set()
+
+    def add(self, *values: str) -> None:
+        """Adds secrets; of what is quoted, also as it is meant."""
+        for value in values:
+            # What is shorter is in any log by chance.
+            assert len(value) >= 8, f"too short to be looked for: {value}"
+            self._values |= {value, unquote(value)}
+
+    def add_cookies(self, header: str) -> None:
+        self.add(*(cookie.partition("=")[2] for cookie in header.split("; ")))
+
+    def check(self, log: Path) -> None:
+        text = log.read_text("utf-8")
+        assert "listening" in text, "the service's log"
+        found = sorted(value for value in self._values if value in text)
+        lines = [line for line in text.splitlines() if any(value in line for value in found)]
+        assert not found, f"secrets in the log: {found}, as in {lines[:3]}"
+        controls = sorted({character for character in text if not character.isprintable()} - {"\n"})
+        assert not controls, f"control characters in the log: {controls}"
+
+
+def closing(socket: ClientConnection) -> tuple[int, str]:
+    """The code and the reason with which the other side closes, which is all that it does."""
+    with pytest.raises(ConnectionClosed) as closed:
+        pytest.fail(f"something came instead: {socket.recv(DEADLINE_S)!r}")
+    assert closed.value.rcvd is not None, "closed without a word"
+    return closed.value.rcvd.code, closed.value.rcvd.reason
 
 
 @pytest.fixture(scope="session")
@@ -147,16 +249,44 @@ def binary() -> str:
 
 
 @pytest.fixture
-def service(binary: str, redis_url: str, logs: Path) -> Iterator[Service]:
-    port = free_port()
-    environment = {"REDIS_URL": redis_url, "BACKEND_PORT": str(port), "TIDINGS_DRAIN_SECONDS": "0"}
-    process = Process(binary, "serve", log=logs / "service.log", **environment)
-    service = Service(port)
-    health = f"{service.http}/health/websocket"
-    wait_until(lambda: (get_json(health) or {}).get("redis_connected"), "the service listening to Redis")
-    yield service
-    service.close()
-    process.stop()
+def secrets() -> Secrets:
+    return Secrets()
+
+
+@pytest.fixture
+def start(binary: str, redis_url: str, logs: Path, secrets: Secrets) -> Iterator[Start]:
+    """Starts services, and looks through what they have logged when they have ended."""
+    with ExitStack() as running:
+        used = []
+
+        def start(**settings: str) -> Service:
+            port = free_port()
+            log = logs / f"service-{port}.log"
+            own = {
+                "REDIS_URL": redis_url,
+                "BACKEND_PORT": str(port),
+                "TIDINGS_DRAIN_SECONDS": "0",
+                "RUST_LOG": "debug",
+            }
+            process = Process(binary, "serve", log=log, **(own | settings))
+            running.callback(process.stop)
+            service = Service(port, log)
+            running.callback(service.close)
+            health = f"{service.http}/health/websocket"
+            wait_until(
+                lambda: (get_json(health) or {}).get("redis_connected"), "the service listening to Redis"
+            )
+            used.append(log)
+            return service
+
+        yield start
+    for log in used:
+        secrets.check(log)
+
+
+@pytest.fixture
+def service(start: Start) -> Service:
+    return start()
 
 
 @pytest.fixture(params=["prefork", "threads"])
