@@ -372,6 +372,7 @@ impl Auth {
             self.vigil.expect(source, PART);
         }
         if self.revocations.are_shared() {
+            // Until they are known nobody gets in, so that the node is not ready before.
             self.vigil.expect(source, REVOCATIONS_PART);
         }
         stop.run_until_cancelled(async {
@@ -381,10 +382,6 @@ impl Auth {
     }
 
     async fn follow_revocations(&self) {
-        if self.revocations.are_shared() {
-            // Until they are known nobody gets in, so that the node is not ready before.
-            self.vigil.expect(tidings_protocol::Source::Redis, REVOCATIONS_PART);
-        }
         self.revocations.follow(|is_heard| self.tell_heard(REVOCATIONS_PART, is_heard)).await;
     }
 
@@ -531,7 +528,7 @@ impl Auth {
 
     /// For a developer whose request came with nothing.
     fn what_is_looked_for(&self, is_websocket: bool) -> String {
-        let looked_for: Vec<_> = self
+        let mut looked_for: Vec<_> = self
             .order
             .iter()
             .filter(|way| is_websocket || **way != WayName::Ticket)
@@ -547,6 +544,7 @@ impl Auth {
                 WayName::Callback => "a cookie of the application".to_owned(),
             })
             .collect();
+        looked_for.dedup();
         format!("the request came with nothing that says whose it is; expected {}", looked_for.join(", or "))
     }
 }
