@@ -198,6 +198,17 @@ impl<S> Client<S> {
         self.closing.is_some_and(|closing| !matches!(closing, Closing::WhenWritten(_)))
     }
 
+    /// What of certain streams has not begun to be written is not written; the lowest offset that was among it.
+    pub(super) fn drop_unwritten(&mut self, is_dropped: impl Fn(usize) -> bool) -> Option<Offset> {
+        let mut lowest = None;
+        for waiting in [&mut self.outgoing, &mut self.frozen] {
+            let dropped = waiting.as_mut().and_then(|waiting| waiting.drop_frames_of(&is_dropped));
+            waiting.take_if(|waiting| waiting.is_empty());
+            lowest = lowest.into_iter().chain(dropped).min();
+        }
+        lowest
+    }
+
     /// Appends a whole frame, in pieces.
     pub(super) fn push(&mut self, pieces: impl IntoIterator<Item = Bytes>) {
         self.outgoing.get_or_insert_default().push(None, pieces);
@@ -301,11 +312,11 @@ impl Outgoing {
         self.pieces.append(&mut other.pieces);
     }
 
-    /// Drops what is of a stream, but for the rest of a frame that has begun; the lowest offset that was among it.
-    pub(super) fn drop_frames_of(&mut self, stream: usize) -> Option<Offset> {
+    /// Drops what is of certain streams, but for the rest of a frame that has begun; the lowest offset that was among it.
+    fn drop_frames_of(&mut self, is_dropped: &dyn Fn(usize) -> bool) -> Option<Offset> {
         let (mut begun, mut lowest) = (self.in_frame, None);
         self.pieces.retain(|piece| {
-            let offset = piece.of.filter(|(of, _)| *of == stream && !begun).map(|(_, offset)| offset);
+            let offset = piece.of.filter(|(of, _)| is_dropped(*of) && !begun).map(|(_, offset)| offset);
             begun &= !piece.ends_frame;
             lowest = lowest.into_iter().chain(offset).min();
             offset.is_none()

@@ -58,6 +58,9 @@ pub struct Known {
     pub ends_at: Option<Timestamp>,
 }
 
+/// A list of ends below this is not worth tidying.
+const ENDS_MIN: usize = 1024;
+
 /// Everybody's session, where nobody is asked.
 const EVERYBODY: usize = 0;
 
@@ -138,6 +141,11 @@ impl Sessions {
             if let (Some(ends_at), Some(key)) = (known.ends_at, session.key) {
                 self.ends.push(Reverse((ends_at, key)));
             }
+            if self.ends.len() > ENDS_MIN.max(2 * self.slots.len()) {
+                // Ends that move on and on leave theirs behind.
+                let ends = self.slots.iter().filter_map(|(_, session)| session.ends_at.zip(session.key));
+                self.ends = ends.map(Reverse).collect();
+            }
         }
     }
 
@@ -173,7 +181,7 @@ impl<S: Socket> Shard<S> {
         let Some(known) = verdict else { return self.end_session(session) };
         self.sessions.renew(place, &known, self.now);
         let session = &mut self.sessions.slots[place];
-        let changes = *session.rights != *known.rights;
+        let changes = !Arc::ptr_eq(&session.rights, &known.rights) && session.rights != known.rights;
         session.rights = known.rights;
         if changes {
             session.announced = announced(&session.rights);
@@ -220,10 +228,17 @@ impl<S: Socket> Shard<S> {
             client.reading.iter().flat_map(|reading| &reading.waiting).map(|waiting| &waiting.stream);
         let mut lost: Vec<StreamId> =
             linked.chain(waiting).filter(|stream| !self.may_see(index, stream)).cloned().collect();
+        lost.sort_unstable();
         lost.dedup();
         for stream in lost {
-            self.take_away(index, &stream, RemovalReason::Rights);
+            self.unsubscribe(index, &stream);
+            self.removed(index, &stream, RemovalReason::Rights, None);
         }
+        // Also what waits of a stream that its client has left by itself.
+        let client = &mut self.clients[index];
+        let links = std::mem::take(&mut client.links);
+        client.drop_unwritten(|stream| links.iter().all(|link| link.stream != stream));
+        client.links = links;
         self.select_announcements(index);
         self.mark_unsaved(index);
         // An event stream follows one project, and without that it is nothing.
@@ -232,15 +247,6 @@ impl<S: Socket> Shard<S> {
             self.close_when_written(index, CloseCode::Forbidden);
         }
         self.ready.push(index);
-    }
-
-    /// Ends a subscription that its client did not end.
-    pub(super) fn take_away(&mut self, index: usize, stream: &StreamId, reason: RemovalReason) {
-        if let Some(number) = self.link_to(index, stream) {
-            self.drop_unwritten(index, number);
-        }
-        self.unsubscribe(index, stream);
-        self.removed(index, stream, reason, None);
     }
 
     /// The session of a connection is over. What of its streams has not been written is not written.
@@ -252,39 +258,25 @@ impl<S: Socket> Shard<S> {
         self.close_when_written(index, CloseCode::NoSession);
         let client = &mut self.clients[index];
         client.frozen = None;
+        client.drop_unwritten(|_| true);
         if let Some(reading) = &mut client.reading {
             reading.waiting.clear();
         }
         let links = self.clients[index].links.iter();
-        let streams: Vec<_> = links.map(|link| self.followed[link.stream].id.clone()).collect();
-        for stream in streams {
-            if let Some(number) = self.link_to(index, &stream) {
-                self.drop_unwritten(index, number);
-            }
-            if stream != StreamId::Announcements {
-                self.removed(index, &stream, RemovalReason::Expired, None);
-            }
+        let projects =
+            links.map(|link| &self.followed[link.stream].id).filter(|id| id.project_id().is_some());
+        for project in projects.cloned().collect::<Vec<_>>() {
+            self.removed(index, &project, RemovalReason::Expired, None);
         }
         self.unlink_all(index);
         self.ready.push(index);
     }
 
-    /// What of a link's stream waits to be written is not written; the first offset that was among it.
-    pub(super) fn drop_unwritten(&mut self, index: usize, number: usize) -> Option<u64> {
-        let client = &mut self.clients[index];
-        let stream = client.links[number].stream;
-        let from_outgoing = client.outgoing.as_mut().and_then(|outgoing| outgoing.drop_frames_of(stream));
-        let from_frozen = client.frozen.as_mut().and_then(|frozen| frozen.drop_frames_of(stream));
-        client.outgoing.take_if(|outgoing| outgoing.is_empty());
-        client.frozen.take_if(|frozen| frozen.is_empty());
-        from_outgoing.into_iter().chain(from_frozen).min()
-    }
-
     /// Lets a connection get of the announcements what its session may see now, from where it is.
     fn select_announcements(&mut self, index: usize) {
         let Some(former) = self.link_to(index, &StreamId::Announcements) else { return };
-        let unwritten = self.drop_unwritten(index, former);
         let stream = self.announcements;
+        let unwritten = self.clients[index].drop_unwritten(|of| of == stream);
         let link = &self.clients[index].links[former];
         let (told, former_cohort) = (link.told, link.cohort);
         let types = Arc::clone(&self.followed[stream].cohorts[former_cohort].selection.types);

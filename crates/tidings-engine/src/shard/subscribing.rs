@@ -124,9 +124,9 @@ impl<S: Socket> Shard<S> {
     }
 
     pub(super) fn unsubscribe(&mut self, index: usize, stream: &StreamId) {
-        if let Some(number) = self.link_to(index, stream).filter(|_| self.clients[index].flags.withheld) {
+        if let Some(&number) = self.by_stream.get(stream).filter(|_| self.clients[index].flags.withheld) {
             // What is frozen must not come behind the end of its subscription.
-            self.drop_unwritten(index, number);
+            self.clients[index].drop_unwritten(|of| of == number);
         }
         if let Some(reading) = &mut self.clients[index].reading {
             reading.waiting.retain(|waiting| waiting.stream != *stream);
