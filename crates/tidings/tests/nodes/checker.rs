@@ -137,7 +137,7 @@ fn take(
         Heard::Strange(message) => {
             verdict.find(|v| &mut v.foreign, || format!("client {client}: {message}"));
         }
-        Heard::Removed { project } => {
+        Heard::Removed { project, .. } => {
             verdict.find(|v| &mut v.contradictory, || format!("client {client}: p{project} was removed"));
         }
         // Whatever happened to connections: what counts is what the next one says.

@@ -17,6 +17,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::client::Client;
+pub(crate) use self::client::{OUR_PROTOCOL, connect};
 use crate::{
     process::within,
     record::{Heard, Project, Record, Witness},
@@ -34,6 +35,16 @@ impl Clock {
     pub(crate) fn now_ms(self) -> u64 {
         u64::try_from(self.0.elapsed().as_millis()).expect("a test is shorter")
     }
+}
+
+/// What a client is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Role {
+    pub(crate) projects: Vec<Project>,
+    /// Whose it is; `None`: it shows nothing.
+    pub(crate) cookie: Option<String>,
+    /// It stays where it is however long it hears nothing.
+    pub(crate) is_patient: bool,
 }
 
 /// What one client writes down, shared with the test.
@@ -55,12 +66,13 @@ impl Notes {
     }
 
     fn write(&self, heard: Heard) {
-        let counter = match heard {
-            Heard::Confirmed { project, .. } => self.value(&self.confirmed, project),
-            _ => None,
-        };
-        if let Some(count) = counter {
-            count.fetch_add(1, Ordering::Relaxed);
+        match heard {
+            Heard::Confirmed { project, .. } => {
+                self.value(&self.confirmed, project).map(|count| count.fetch_add(1, Ordering::Relaxed));
+            }
+            // Nothing of it is waited for.
+            Heard::Removed { project, .. } => self.saw(project, u64::MAX - 1),
+            _ => {}
         }
         self.records.lock().push(Record { at_ms: self.clock.now_ms(), heard });
     }
@@ -90,6 +102,22 @@ impl Notes {
         self.records.lock().iter().filter(|record| record.at_ms >= since_ms).cloned().collect()
     }
 
+    /// When it was closed, and with what code, if it has not come back.
+    pub(crate) fn closed(&self) -> Option<(u64, u16)> {
+        self.records.lock().iter().rev().find_map(|record| match record.heard {
+            Heard::Closed { code, .. } => Some(Some((record.at_ms, code))),
+            Heard::Connected { .. } => Some(None),
+            _ => None,
+        })?
+    }
+
+    /// When it was told that it has lost a project.
+    pub(crate) fn lost(&self, of: Project) -> Option<u64> {
+        let records = self.records.lock();
+        let is_lost = |heard: &Heard| matches!(heard, Heard::Removed { project, .. } if *project == of);
+        records.iter().find(|record| is_lost(&record.heard)).map(|record| record.at_ms)
+    }
+
     /// The node that it is connected to, if it is.
     pub(crate) fn node(&self) -> Option<Arc<str>> {
         let records = self.records.lock();
@@ -113,14 +141,15 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts one client for each list of projects, spread over the nodes, and waits until all are subscribed.
-    pub(crate) async fn started(clock: Clock, nodes: &Arc<[SocketAddr]>, follow: Vec<Vec<Project>>) -> Self {
+    /// Starts a client for each role, at the nodes in turn, and waits until all are subscribed.
+    pub(crate) async fn started(clock: Clock, nodes: &Arc<[SocketAddr]>, roles: Vec<Role>) -> Self {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (mut members, mut away) = (Vec::new(), Vec::new());
-        for (index, projects) in follow.into_iter().enumerate() {
-            let member = Arc::new(Notes::new(clock, projects));
+        for (index, role) in roles.into_iter().enumerate() {
+            let member = Arc::new(Notes::new(clock, role.projects.clone()));
             let is_away = watch::Sender::new(false);
-            let client = Client::new(index, Arc::clone(nodes), Arc::clone(&member), is_away.subscribe());
+            let client =
+                Client::new(index, role, Arc::clone(nodes), Arc::clone(&member), is_away.subscribe());
             tasks.spawn(stop.clone().run_until_cancelled_owned(client.run()));
             members.push(member);
             away.push(is_away);
@@ -148,19 +177,21 @@ impl Fleet {
     /// later. Those that have not in time.
     pub(crate) async fn caught_up(&self, since_ms: u64, limit: Duration) -> Vec<usize> {
         let behind = || {
-            let members = self.members.iter().enumerate().filter(|(index, _)| !*self.away[*index].borrow());
-            members
-                .filter(|(_, member)| !member.has_since(since_ms))
-                .map(|(index, _)| index)
-                .collect::<Vec<_>>()
+            let members = self.present().filter(|(_, member)| !member.has_since(since_ms));
+            members.map(|(index, _)| index).collect::<Vec<_>>()
         };
         within(limit, || std::future::ready(behind().is_empty())).await;
         behind()
     }
 
+    /// Those that are not kept away.
+    fn present(&self) -> impl Iterator<Item = (usize, &Arc<Notes>)> {
+        self.members.iter().enumerate().filter(|(index, _)| !*self.away[*index].borrow())
+    }
+
     /// Waits until every client has had a heartbeat from now on: what should have come before has come, or never will.
     pub(crate) async fn heartbeat(&self, limit: Duration) -> bool {
-        let counts = || self.members.iter().map(|member| member.heartbeats.load(Ordering::Relaxed));
+        let counts = || self.present().map(|(_, member)| member.heartbeats.load(Ordering::Relaxed));
         let before: Vec<_> = counts().collect();
         within(limit, || std::future::ready(counts().zip(&before).all(|(now, &before)| now > before))).await
     }

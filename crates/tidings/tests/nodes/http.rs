@@ -32,9 +32,9 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
     exchange(address, &format!("GET {path} HTTP/1.1\r\n"), "", PATIENCE).await
 }
 
-/// The same for an answer that is long.
-pub(crate) async fn get_all(address: SocketAddr, path: &str) -> io::Result<Answer> {
-    exchange(address, &format!("GET {path} HTTP/1.1\r\n"), "", PATIENCE_MAX).await
+/// The same for an answer that is long, with more headers, each with its line's end.
+pub(crate) async fn get_all(address: SocketAddr, path: &str, headers: &str) -> io::Result<Answer> {
+    exchange(address, &format!("GET {path} HTTP/1.1\r\n{headers}"), "", PATIENCE_MAX).await
 }
 
 /// Sends `body` to `path`, with more headers, each with its line's end.
@@ -62,6 +62,7 @@ fn parse(answer: &str) -> Option<Answer> {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
     });
-    // Every answer of the service has one; without it a cut could not be told from the end.
-    (length? == body.len()).then(|| Answer { status, body: body.to_owned() })
+    // Every answer of the service that may have a body has one; without it a cut could not be told from the end.
+    let length = if status == 204 { 0 } else { length? };
+    (length == body.len()).then(|| Answer { status, body: body.to_owned() })
 }

@@ -24,6 +24,7 @@ mod record;
 mod redis_faults;
 mod redis_server;
 mod restarts;
+mod rights;
 mod scale;
 mod sentinel_set;
 mod single_node;

@@ -160,7 +160,11 @@ fn confirmations_and_heartbeats_that_do_not_fit_are_contradictions() {
     only(&judged(&[client([event(1, 1), confirmed("e", 2, Some(true))])], 0), |v| v.contradictory, 1);
     // As if the client had never been there.
     only(&judged(&[client([event(1, 1), confirmed("e", 1, None)])], 0), |v| v.contradictory, 1);
-    only(&judged(&[client([Heard::Removed { project: 0 }])], 0), |v| v.contradictory, 1);
+    only(
+        &judged(&[client([Heard::Removed { project: 0, reason: "rights".into() }])], 0),
+        |v| v.contradictory,
+        1,
+    );
     only(&judged(&[client([Heard::Degraded])], 0), |v| v.contradictory, 1);
     only(
         &judged(&[client([Heard::Degraded, Heard::Recovered { gap: "none".into() }])], 0),

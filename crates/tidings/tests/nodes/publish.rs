@@ -31,6 +31,7 @@ const FENCE: Publisher = Publisher::MAX;
 pub(crate) struct Book {
     acknowledged: Mutex<Vec<Acknowledged>>,
     last: Mutex<HashMap<(Project, Publisher), u32>>,
+    sent: Mutex<HashMap<(Project, Number), u64>>,
 }
 
 impl Book {
@@ -40,6 +41,11 @@ impl Book {
         let n = last.entry((project, publisher)).or_default();
         *n += 1;
         Numbered { project, number: Number { publisher, n: *n }, copies }
+    }
+
+    /// When an event was first sent; what follows from its publication came later.
+    pub(crate) fn sent_ms(&self, event: Numbered) -> Option<u64> {
+        self.sent.lock().get(&(event.project, event.number)).copied()
     }
 
     pub(crate) fn acknowledge(&self, event: Numbered, place: Option<Place>) {
@@ -75,6 +81,8 @@ impl HttpPublisher {
     pub(crate) async fn publish(&mut self, projects: impl Iterator<Item = Project>) {
         let events: Vec<_> = projects.map(|project| self.book.next(project, self.publisher, 1)).collect();
         let sent_ms = self.clock.now_ms();
+        let sent = events.iter().map(|event| ((event.project, event.number), sent_ms));
+        self.book.sent.lock().extend(sent);
         let body: Vec<_> = events.iter().map(|event| event.json(sent_ms, self.padding)).collect();
         self.requests += 1;
         let answer = self.until_acknowledged(&Value::Array(body).to_string()).await;

@@ -73,7 +73,7 @@ pub(crate) enum Heard {
     /// not answered in time; then what came in between comes again.
     Confirmed { project: Project, place: Place, recovered: Option<bool>, has_state: bool, rewinds: bool },
     /// `subscription.removed`, which nobody asked for here.
-    Removed { project: Project },
+    Removed { project: Project, reason: Arc<str> },
     /// An event.
     Event { event: Numbered, offset: u64, folded: u64 },
     /// An event that is none of those published, or not one for this client.

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::{
     checker::{Kept, Verdict, check},
-    fleet::{Clock, Fleet},
+    fleet::{Clock, Fleet, Role},
     http,
     node::{HEARTBEAT_SECONDS, Node},
     process::{DEADLINE, until},
@@ -72,6 +72,8 @@ pub(crate) struct Stage {
     pub(crate) fleet: Fleet,
     pub(crate) book: Arc<Book>,
     pub(crate) load: Load,
+    /// With what streams are read at the end: a header with its line's end, or nothing.
+    pub(crate) reader: String,
     publishers: Option<Publishers>,
 }
 
@@ -113,10 +115,17 @@ impl Stage {
 
     /// The same with clients that follow these projects.
     pub(crate) async fn following(nodes: Vec<Node>, load: Load, follow: Vec<Vec<Project>>) -> Self {
+        let role = |projects| Role { projects, ..Role::default() };
+        Self::playing(nodes, load, follow.into_iter().map(role).collect()).await
+    }
+
+    /// The same with clients that have these roles.
+    pub(crate) async fn playing(nodes: Vec<Node>, load: Load, roles: Vec<Role>) -> Self {
         let clock = Clock::started();
         let addresses: Arc<[_]> = nodes.iter().map(|node| node.address).collect();
-        let fleet = Fleet::started(clock, &addresses, follow).await;
-        Self { clock, nodes, addresses, fleet, book: Arc::default(), load, publishers: None }
+        let fleet = Fleet::started(clock, &addresses, roles).await;
+        let (book, reader) = (Arc::default(), String::new());
+        Self { clock, nodes, addresses, fleet, book, load, reader, publishers: None }
     }
 
     /// Has events published from now on.
@@ -143,23 +152,30 @@ impl Stage {
 
     /// The same for a scenario that had its recovery, or has no fault.
     pub(crate) async fn conclude(mut self, row: &str, store: Store, mut recovery: Recovery) -> Outcome {
-        if let Some(publishers) = self.publishers.take() {
-            publishers.stop().await;
-        }
-        let last_ms = self.clock.now_ms();
-        fence(self.load.projects, &self.addresses, self.clock, &self.book).await;
+        let stuck = self.come_to_rest().await;
         if recovery.stuck.is_empty() {
-            recovery.stuck = self.fleet.caught_up(last_ms, DEADLINE).await;
+            recovery.stuck = stuck;
         }
-        self.settled().await;
-        // What comes behind the last event would be one too many.
-        self.fleet.heartbeat(Duration::from_secs(2 * HEARTBEAT_SECONDS)).await;
         let kept = self.kept().await;
         let witnesses = self.fleet.ended().await;
         let verdict = check(&witnesses, &self.book.acknowledged(), Some(&kept));
         tell(row, &witnesses, &verdict, &recovery);
         judge(&witnesses, &verdict, &recovery, store);
         Outcome { verdict, witnesses, _nodes: self.nodes }
+    }
+
+    /// Has nothing published any more, and waits until everything is where it belongs; clients to whom it did not come.
+    pub(crate) async fn come_to_rest(&mut self) -> Vec<usize> {
+        if let Some(publishers) = self.publishers.take() {
+            publishers.stop().await;
+        }
+        let last_ms = self.clock.now_ms();
+        fence(self.load.projects, &self.addresses, self.clock, &self.book).await;
+        let stuck = self.fleet.caught_up(last_ms, DEADLINE).await;
+        self.settled().await;
+        // What comes behind the last event would be one too many.
+        self.fleet.heartbeat(Duration::from_secs(2 * HEARTBEAT_SECONDS)).await;
+        stuck
     }
 
     /// Waits until no node that lives has anything to complain of, and has said so: a source has recovered when it is heard for a
@@ -176,13 +192,13 @@ impl Stage {
     }
 
     /// What the streams have, read as anybody can.
-    async fn kept(&self) -> Kept {
+    pub(crate) async fn kept(&self) -> Kept {
         let mut kept = Kept::new();
         for project in 0..self.load.projects {
             let (mut since, mut last_page) = (String::new(), false);
             while !last_page {
                 let path = format!("/api/projects/{}/events?limit=1000{since}", project_id(project));
-                let page = http::get_all(self.addresses[0], &path)
+                let page = http::get_all(self.addresses[0], &path, &self.reader)
                     .await
                     .expect("the first node lives at the end")
                     .json();

@@ -18,10 +18,10 @@ use tokio::{
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async,
-    tungstenite::{Message, client::IntoClientRequest},
+    tungstenite::{self, Message, client::IntoClientRequest, http::HeaderValue},
 };
 
-use super::Notes;
+use super::{Notes, Role};
 use crate::{
     chance::Chance,
     record::{Epoch, Heard, Number, Numbered, Place, Project, project_id, project_of},
@@ -34,6 +34,8 @@ const RESUME: Duration = Duration::from_secs(5);
 /// Waiting before the next attempt is chosen between nothing and this, doubled with each attempt.
 const BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Longer than any test.
+const FOR_EVER: Duration = Duration::from_hours(1);
 /// The close code of what ended without one.
 const CUT: u16 = 1006;
 
@@ -64,6 +66,8 @@ struct Incoming<'a> {
     retry_after_ms: Option<u64>,
     #[serde(borrow)]
     gap: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    reason: Option<Cow<'a, str>>,
     publisher: Option<u16>,
     n: Option<u32>,
     copies: Option<u32>,
@@ -99,6 +103,7 @@ enum Stage {
 }
 
 pub(super) struct Client {
+    role: Role,
     addresses: Arc<[SocketAddr]>,
     next_node: usize,
     notes: Arc<Notes>,
@@ -113,11 +118,13 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(
         index: usize,
+        role: Role,
         addresses: Arc<[SocketAddr]>,
         notes: Arc<Notes>,
         away: watch::Receiver<bool>,
     ) -> Self {
         Self {
+            role,
             addresses,
             next_node: index,
             notes,
@@ -160,7 +167,9 @@ impl Client {
     async fn connection(&mut self) -> Next {
         let node = self.addresses[self.next_node % self.addresses.len()];
         self.next_node += 1;
-        let Ok(Some(socket)) = timeout(CONNECT, connect(node)).await else { return Next::Later };
+        let headers = self.role.cookie.as_deref().map(|cookie| [("cookie", cookie), OUR_PROTOCOL]);
+        let connected = timeout(CONNECT, connect(node, headers.as_ref().map_or(&[], |all| &all[..]))).await;
+        let Ok(Ok(socket)) = connected else { return Next::Later };
         let mut connection =
             Connection { client: self, socket, own_token: None, stage: Stage::Following, appointment: false };
         let (code, why) = connection.run().await;
@@ -177,10 +186,20 @@ impl Client {
     }
 }
 
-async fn connect(node: SocketAddr) -> Option<WebSocketStream<TcpStream>> {
-    let request = format!("ws://localhost:{}/ws", node.port()).into_client_request().ok()?;
-    let stream = TcpStream::connect(node).await.ok()?;
-    Some(client_async(request, stream).await.ok()?.0)
+/// What a browser offers that wants to be told by a close code why it is sent away.
+pub(crate) const OUR_PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "tidings.v1");
+
+/// A WebSocket at this node, asked for with more headers.
+pub(crate) async fn connect(
+    node: SocketAddr,
+    headers: &[(&'static str, &str)],
+) -> Result<WebSocketStream<TcpStream>, tungstenite::Error> {
+    let mut request = format!("ws://localhost:{}/ws", node.port()).into_client_request()?;
+    for &(name, value) in headers {
+        request.headers_mut().insert(name, HeaderValue::from_str(value)?);
+    }
+    let stream = TcpStream::connect(node).await?;
+    Ok(client_async(request, stream).await?.0)
 }
 
 struct Connection<'a> {
@@ -236,7 +255,11 @@ impl Connection<'_> {
             // Announcements are followed by everybody, and confirmed again when their stream begins anew.
             "subscription.confirmed" if message.project_id.as_deref() == Some("*") => {}
             "subscription.confirmed" => self.confirmed(&message)?,
-            "subscription.removed" => self.client.notes.write(Heard::Removed { project: message.project()? }),
+            "subscription.removed" => {
+                let (project, reason) = (message.project()?, message.reason.as_deref()?.into());
+                self.client.role.projects.retain(|own| *own != project);
+                self.client.notes.write(Heard::Removed { project, reason });
+            }
             "system.heartbeat" => self.heartbeat(&message),
             "system.degraded" => self.client.notes.write(Heard::Degraded),
             "system.recovered" => {
@@ -254,7 +277,8 @@ impl Connection<'_> {
     async fn established(&mut self, message: &Incoming<'_>) -> Option<()> {
         self.client.notes.write(Heard::Connected { node: message.node.as_deref()?.into() });
         // As a page does: two heartbeats may be missing, not three.
-        self.client.silence = Duration::from_secs(message.heartbeat_interval? * 3);
+        let silence = Duration::from_secs(message.heartbeat_interval? * 3);
+        self.client.silence = if self.client.role.is_patient { FOR_EVER } else { silence };
         self.own_token = Some(message.resume_token.as_deref()?.to_owned());
         let Some(token) = self.client.token.clone() else {
             return self.subscribe(&self.all(), "first").await;
@@ -266,7 +290,7 @@ impl Connection<'_> {
     }
 
     fn all(&self) -> Vec<Project> {
-        self.client.notes.projects.clone()
+        self.client.role.projects.clone()
     }
 
     async fn resumed(&mut self, message: &Incoming<'_>) -> Option<()> {
