@@ -15,6 +15,7 @@ import os
 import platform
 import random
 import resource
+import shlex
 import signal
 import socket
 import statistics
@@ -42,7 +43,11 @@ Command: TypeAlias = "Sequence[str | Path]"
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
 PLAIN, PERSISTENT, LIMIT, BUN = "tidings", "tidings, on disk", "limit", "Bun"
-PEERS = {"tidings": PLAIN, "disk": PERSISTENT, "limit": LIMIT, "bun": BUN}
+SESSIONS = "tidings, redis-session"
+PEERS = {"tidings": PLAIN, "disk": PERSISTENT, "sessions": SESSIONS, "limit": LIMIT, "bun": BUN}
+# What every connection shows in scenarios with sessions, whether anybody asks for it or not.
+COOKIE = "'Cookie: session=bench-{n}'"
+SESSIONS_STORED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,7 @@ class Scenario:
 
 EVERYBODY = (PLAIN, PERSISTENT, LIMIT, BUN)
 WITH_PROJECTS = (PLAIN, BUN)
+WITH_SESSIONS = (PLAIN, SESSIONS)
 
 SCENARIOS = {
     "fanout-100": Scenario(
@@ -188,6 +194,30 @@ SCENARIOS = {
             Figure("MiB at 10,000", "memory_2_bytes", 2**-20, 1),
             Figure("MiB at 15,000", "memory_3_bytes", 2**-20, 1),
             Figure("MiB after closing", "memory_after_bytes", 2**-20, 1),
+        ),
+        timed=False,
+    ),
+    "sessions": Scenario(
+        "10,000 connections opened, 128 at a time, each with a session of its own, and 20 s in which nothing happens",
+        f"idle -n 10000 --duration 20 --header {COOKIE}",
+        WITH_SESSIONS,
+        (
+            Figure("opened and subscribed after ms", "opening_ms"),
+            Figure("CPU µs to open one", "opening_cpu_us", digits=1),
+            Figure("bytes per connection", "bytes_per_connection"),
+            Figure("CPU µs per second per connection", "cpu_us_per_second_per_connection", digits=3),
+            Figure("MiB after closing", "memory_after_bytes", 2**-20, 1),
+        ),
+        timed=False,
+    ),
+    "sessions-storm": Scenario(
+        "10,000 connections with a session each cut at once, back at once, 100 events/s over 50 projects meanwhile",
+        f"storm -n 10000 --projects 50 --rate 100 --header {COOKIE}",
+        WITH_SESSIONS,
+        (
+            Figure("all whole after ms", "whole_us.max", 1e-3),
+            Figure("half of them after ms", "whole_us.p50", 1e-3),
+            Figure("server's CPU s", "cpu_seconds", digits=2),
         ),
         timed=False,
     ),
@@ -362,7 +392,7 @@ def server(
         "TIDINGS_ENGINE": "embedded",
         "TIDINGS_PERSIST": "true" if peer == PERSISTENT else "false",
         "TIDINGS_DATA_DIR": str(folder / "data"),
-        "TIDINGS_AUTH": "none",
+        "TIDINGS_AUTH": "redis-session" if peer == SESSIONS else "none",
         "REDIS_URL": url,
         **scenario.variables,
     }
@@ -378,7 +408,7 @@ def run_once(peer: str, scenario: Scenario, options: argparse.Namespace, redis: 
         wait_for(port, process, log)
         # The listener may be there before the subscription to Redis is.
         time.sleep(0.5)
-        arguments = scenario.arguments.split()
+        arguments = shlex.split(scenario.arguments)
         if arguments[0] != "idle":
             arguments += ["--publish", f"redis://127.0.0.1:{redis}#{CHANNEL}"]
         if scenario.timed:
@@ -393,6 +423,20 @@ def run_once(peer: str, scenario: Scenario, options: argparse.Namespace, redis: 
             raise RuntimeError(error.decode(errors="replace").strip() or f"ended with {bench.returncode}")
         result: Result = json.loads(out)
         return result
+
+
+def store_sessions(port: int) -> None:
+    """Puts a session for each connection into Redis."""
+    commands = []
+    for number in range(SESSIONS_STORED):
+        value = json.dumps({"user_id": f"user-{number}", "projects": ["bench-*"]}).encode()
+        words = [b"SET", b"session:bench-%d" % number, value]
+        commands.append(b"*3\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words))
+    with socket.create_connection(("127.0.0.1", port)) as redis:
+        redis.sendall(b"".join(commands))
+        answers = redis.makefile("rb")
+        for _ in commands:
+            assert answers.readline() == b"+OK\r\n"
 
 
 @contextlib.contextmanager
@@ -424,6 +468,7 @@ def measure(options: argparse.Namespace) -> tuple[Results, list[str]]:
         ]
         with running(command, {}, options.load_core, log) as redis:
             wait_for(port, redis, log)
+            store_sessions(port)
             for repetition in range(1, options.repetitions + 1):
                 for key in options.only:
                     peers = [peer for peer in SCENARIOS[key].peers if peer in options.peers]

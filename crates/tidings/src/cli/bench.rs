@@ -57,7 +57,8 @@ struct Common {
     /// The server's WebSocket
     #[arg(long, value_name = "URL", default_value = "ws://127.0.0.1:8000/ws")]
     url: String,
-    /// A header for the upgrade, such as `Cookie: session=…`; may be given several times
+    /// A header for the upgrade, such as `Cookie: session=bench-{n}`, where `{n}` is the connection's number, from 0; may be
+    /// given several times
     #[arg(long, value_name = "NAME: VALUE")]
     header: Vec<String>,
     /// The beginning of the projects' names: `NAME-0`, `NAME-1` …

@@ -285,7 +285,7 @@ impl Fleet {
             return Ok(());
         }
         connection.requested = true;
-        let request = self.target.upgrade(connection.session.plan.deflate);
+        let request = self.target.upgrade(index, connection.session.plan.deflate);
         // The first bytes on a new socket always fit.
         socket.write_all(request.as_bytes())
     }

@@ -74,10 +74,15 @@ pub(super) fn run(a: &Arguments) -> anyhow::Result<Verdict> {
 
     let mut fleet = Fleet::new(target, 0)?;
     let mut at_step = Vec::new();
-    let mut opened = 0;
+    let (mut opened, mut opening, mut opening_cpu) = (0, 0, Duration::ZERO);
     for step in 1..=STEPS {
         let count = u32::try_from(u64::from(a.connections) * u64::from(step) / u64::from(STEPS))?;
+        let (started, cpu_before) = (clock.now(), server.and_then(Process::cpu));
         fleet.open(plans(opened, count), &mut tally)?;
+        opening += clock.now() - started;
+        if let (Some(before), Some(after)) = (cpu_before, server.and_then(Process::cpu)) {
+            opening_cpu += after.saturating_sub(before);
+        }
         opened = count;
         if server.is_some() {
             wait(&mut fleet, &mut tally, OPENED_WAIT)?;
@@ -85,6 +90,11 @@ pub(super) fn run(a: &Arguments) -> anyhow::Result<Verdict> {
         let bytes = memory();
         report.bytes(&format!("memory_{step}_bytes"), &format!("server: memory at {count}"), bytes);
         at_step.push((count, bytes));
+    }
+    report.number("opening_ms", "opening all, with their subscriptions, ms", opening as f64 / 1e6, 1);
+    if server.is_some() {
+        let each = opening_cpu.as_secs_f64() * 1e6 / f64::from(a.connections);
+        report.number("opening_cpu_us", "server: CPU µs to open a connection", each, 1);
     }
     if let [(few, Some(before)), .., (many, Some(after))] = at_step[..] {
         let each = (after as f64 - before as f64) / f64::from(many - few);

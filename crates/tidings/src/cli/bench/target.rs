@@ -23,6 +23,7 @@ pub(super) struct Target {
     /// For the `Host` header.
     pub(super) host: String,
     path: String,
+    /// With `{n}` where the connection's number belongs.
     headers: String,
 }
 
@@ -59,18 +60,19 @@ impl Target {
         Ok(Self { address, host: host.to_owned(), path: path.to_owned(), headers: lines })
     }
 
-    /// The upgrade request. The key is always the one of RFC 6455, so that the plainest server can answer it.
-    pub(super) fn upgrade(&self, deflate: bool) -> String {
+    /// The upgrade request of connection `number`. The key is always the one of RFC 6455, so that the plainest server can answer it.
+    pub(super) fn upgrade(&self, number: usize, deflate: bool) -> String {
         let extensions = if deflate {
             "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; \
              client_no_context_takeover\r\n"
         } else {
             ""
         };
+        let headers = self.headers.replace("{n}", &number.to_string());
         format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{extensions}{}\r\n",
-            self.path, self.host, self.headers
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{extensions}{headers}\r\n",
+            self.path, self.host
         )
     }
 
@@ -112,11 +114,11 @@ mod tests {
 
     #[test]
     fn a_url_is_read_and_a_wrong_one_told() {
-        let target = Target::parse("ws://127.0.0.1:9000", &["Cookie: session=1".to_owned()]).unwrap();
+        let target = Target::parse("ws://127.0.0.1:9000", &["Cookie: session=s-{n}".to_owned()]).unwrap();
         assert_eq!(target.address.port(), 9000);
-        let request = target.upgrade(true);
+        let request = target.upgrade(17, true);
         assert!(request.starts_with("GET /ws HTTP/1.1\r\nHost: 127.0.0.1:9000\r\n"), "{request}");
-        assert!(request.ends_with("takeover\r\nCookie: session=1\r\n\r\n"), "{request}");
+        assert!(request.ends_with("takeover\r\nCookie: session=s-17\r\n\r\n"), "{request}");
         for (url, words) in [("http://x", "expected ws://"), ("ws://no such host/", "no address")] {
             assert!(Target::parse(url, &[]).unwrap_err().to_string().contains(words));
         }
