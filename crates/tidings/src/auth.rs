@@ -26,6 +26,7 @@ use std::{
 
 use axum::http::HeaderMap;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tidings_engine::{driver::ShardHandle, engine::redis::Servers, vigil::Vigil};
 use tidings_protocol::{Gap, Projects, Timestamp, UserId};
@@ -142,6 +143,8 @@ pub(crate) struct Auth {
     names: presented::Names,
     sessions: Arc<Sessions>,
     revocations: Revocations,
+    /// Held while new revocations are acted on.
+    acting: Mutex<()>,
     vigil: Arc<Vigil>,
     /// The application could not be asked when it was last tried.
     callback_silent: AtomicBool,
@@ -188,6 +191,7 @@ impl Auth {
             },
             sessions: Arc::new(Sessions::new(shards)),
             revocations,
+            acting: Mutex::new(()),
             vigil,
             callback_silent: AtomicBool::new(false),
             unreadable: AtomicUsize::new(0),
@@ -310,6 +314,7 @@ impl Auth {
         let Ok(revocations_known_until) = self.revocations.known_until() else {
             return Err(Refusal::NoVerdict("Redis, which has the revocations, cannot be read".to_owned()));
         };
+        self.act_on_new();
         let (user, issued_at) = (checked.identity.user.clone(), checked.identity.issued_at);
         let is_stored = !matches!(source, Source::Itself);
         let admitted = self.sessions.enter(id, session, source, checked, revocations_known_until);
@@ -387,13 +392,27 @@ impl Auth {
 
     async fn act_on_revocations(&self) {
         loop {
-            for revocation in self.revocations.next().await {
-                self.act_on(&revocation).await;
+            self.revocations.added().await;
+            self.act_on_new();
+            for revocation in self.revocations.take_unsaved() {
+                if let Err(error) = self.revocations.add(revocation).await {
+                    tracing::warn!(error, "a session of a revoked user cannot be revoked for good");
+                }
             }
         }
     }
 
-    async fn act_on(&self, revocation: &Revocation) {
+    /// Ends what new revocations cover. Comes before anybody says that a session holds for as long as revocations are known:
+    /// those may be among them.
+    fn act_on_new(&self) {
+        // Whoever finds nothing new must not go on while another is in the middle of it.
+        let _one_after_the_other = self.acting.lock();
+        for revocation in self.revocations.take_new() {
+            self.act_on(&revocation);
+        }
+    }
+
+    fn act_on(&self, revocation: &Revocation) {
         let is_covered = |entry: &Arc<Entry>| match &revocation.whom {
             Whom::User(user) => {
                 // Of one that somebody else keeps nobody knows when it began; what is connected is from before.
@@ -403,18 +422,15 @@ impl Auth {
             Whom::Session(digest) => Digest::parse(digest) == Some(entry.session()),
         };
         let covered: Vec<_> = self.sessions.all().into_iter().filter(is_covered).collect();
+        if matches!(revocation.whom, Whom::User(_)) {
+            // What somebody else keeps may be good there for longer; it must not come back, not even before that is saved.
+            let kept_elsewhere = covered.iter().filter(|entry| !matches!(entry.source(), Source::Itself));
+            let revoked = kept_elsewhere.map(|entry| Whom::Session(entry.session().to_string()));
+            self.revocations.learn_unsaved(revoked.map(Revocation::now));
+        }
         let mut verdicts = self.sessions.verdicts();
         for entry in &covered {
             entry.ends(&mut verdicts);
-        }
-        drop(verdicts);
-        // What somebody else keeps may be good there for longer; it must not come back.
-        let is_by_user = matches!(revocation.whom, Whom::User(_));
-        for entry in covered.iter().filter(|entry| is_by_user && !matches!(entry.source(), Source::Itself)) {
-            let revocation = Revocation::now(Whom::Session(entry.session().to_string()));
-            if let Err(error) = self.revocations.add(revocation).await {
-                tracing::warn!(error, "a session of a revoked user cannot be revoked for good");
-            }
         }
     }
 
@@ -440,6 +456,7 @@ impl Auth {
         }
         tokio::join!(self.sweep_redis(&redis), self.sweep_callback(&callback));
         if let Ok(Some(known_until)) = self.revocations.known_until() {
+            self.act_on_new();
             let mut verdicts = self.sessions.verdicts();
             for entry in &itself {
                 entry.holds_still(Some(known_until), &mut verdicts);
@@ -463,6 +480,7 @@ impl Auth {
             .collect();
         let found = sessions.check_all(&ids, now()).await;
         let revocations_known_until = self.revocations.known_until();
+        self.act_on_new();
         let (mut verdicts, mut unknown, mut unreadable) = (self.sessions.verdicts(), None, 0);
         for (entry, read) in entries.iter().zip(found) {
             match (read, revocations_known_until) {
@@ -495,8 +513,10 @@ impl Auth {
             let Source::Callback(cookie) = entry.source() else { return };
             let answer = callback.check(cookie, true).await;
             self.note_callback(&answer);
+            let revocations_known_until = self.revocations.known_until();
+            self.act_on_new();
             let mut verdicts = self.sessions.verdicts();
-            match (answer, self.revocations.known_until()) {
+            match (answer, revocations_known_until) {
                 (Ok(checked), Ok(known_until)) => entry.holds(&checked, known_until, &mut verdicts),
                 (Err(Refusal::Denied(_)), _) => entry.ends(&mut verdicts),
                 (Err(Refusal::NoVerdict(_) | Refusal::Unreadable(_)), _) | (Ok(_), Err(())) => {}

@@ -88,6 +88,8 @@ struct List {
     sessions: HashMap<Digest, Timestamp>,
     /// What nobody has acted on yet.
     new: Vec<Revocation>,
+    /// What this node has found to be revoked, and the store does not have yet.
+    unsaved: Vec<Revocation>,
 }
 
 #[derive(Debug)]
@@ -182,15 +184,31 @@ impl Revocations {
         }
     }
 
-    /// What has been revoked since this was last asked; waits until something was.
-    pub(crate) async fn next(&self) -> Vec<Revocation> {
-        loop {
-            let new = std::mem::take(&mut self.list.lock().new);
-            if !new.is_empty() {
-                return new;
+    /// Waits until something is revoked, or was since this last returned.
+    pub(crate) async fn added(&self) {
+        self.added.notified().await;
+    }
+
+    /// What nobody has acted on yet.
+    pub(crate) fn take_new(&self) -> Vec<Revocation> {
+        std::mem::take(&mut self.list.lock().new)
+    }
+
+    /// Takes revocations to be true here from now on. They are still to be added.
+    pub(crate) fn learn_unsaved(&self, revocations: impl Iterator<Item = Revocation>) {
+        let mut list = self.list.lock();
+        for revocation in revocations {
+            if list.remember(&revocation) {
+                list.unsaved.push(revocation);
             }
-            self.added.notified().await;
         }
+        drop(list);
+        self.added.notify_one();
+    }
+
+    /// What is still to be added.
+    pub(crate) fn take_unsaved(&self) -> Vec<Revocation> {
+        std::mem::take(&mut self.list.lock().unsaved)
     }
 
     /// Reads what other nodes revoke, for ever, if there are others. Tells `heard` whether it can, each time that changes.
@@ -353,7 +371,7 @@ mod tests {
         let now = jiff::Timestamp::now().as_second();
         revocations.add(Revocation::now(Whom::User(user("u")))).await.unwrap();
         revocations.add(Revocation::now(Whom::Session(session.to_string()))).await.unwrap();
-        assert_eq!(revocations.next().await.len(), 2);
+        assert_eq!(revocations.take_new().len(), 2);
         drop(revocations);
         // A crash has torn the last line.
         let path = folder.path().join(FILE);

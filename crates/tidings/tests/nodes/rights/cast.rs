@@ -203,6 +203,20 @@ impl Visitor {
         answer.await.expect("an answer")
     }
 
+    /// Waits for the end; its close code.
+    pub(super) async fn close_code(&mut self) -> u16 {
+        let close = async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Close(Some(frame)))) => return frame.code.into(),
+                    Some(Ok(_)) => {}
+                    end => panic!("ended without a code: {end:?}"),
+                }
+            }
+        };
+        timeout(DEADLINE, close).await.expect("a close")
+    }
+
     /// Whether an event comes in this time.
     pub(super) async fn gets_events_for(&mut self, time: Duration) -> bool {
         let event = async {
