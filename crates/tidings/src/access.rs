@@ -57,6 +57,10 @@ impl Access {
     /// Whether pages of this origin may connect and read. `host` is the request's `Host`.
     pub(crate) fn allows_origin(&self, origin: &str, host: Option<&str>) -> bool {
         let origin = origin.to_ascii_lowercase();
+        // Of a sandboxed frame, a local file, a redirect: anybody can make a page of it, so that `*` does not mean it either.
+        if origin == "null" {
+            return false;
+        }
         if let Some(origins) = &self.origins {
             return origins.is_match(&origin);
         }
@@ -209,7 +213,9 @@ mod tests {
         assert!(listed.allows_origin("https://other.org", None));
         let odd = access(&[("TIDINGS_ALLOWED_ORIGINS", "http://[::1]:3000")]);
         assert!(odd.allows_origin("http://[::1]:3000", None) && !odd.allows_origin("http://:1:3000", None));
-        assert!(access(&[("TIDINGS_ALLOWED_ORIGINS", "*")]).allows_origin("https://any.example", None));
+        let any = access(&[("TIDINGS_ALLOWED_ORIGINS", "*")]);
+        assert!(any.allows_origin("https://any.example", None));
+        assert!(!any.allows_origin("null", None) && !any.allows_origin("NULL", None));
         for origin in ["https://example.com.evil.org", "http://app.example.com", "https://evil/.example.com"]
         {
             assert!(!listed.allows_origin(origin, None), "{origin}");
