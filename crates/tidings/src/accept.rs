@@ -5,6 +5,8 @@ mod limits;
 use std::{
     io,
     net::{SocketAddr, TcpStream},
+    panic::AssertUnwindSafe,
+    sync::Arc,
     time::Duration,
 };
 
@@ -228,9 +230,20 @@ impl Served {
         }
         // Two tasks of different size: who speaks plainly pays nothing for TLS.
         match self.tls.clone() {
-            None => self.tasks.spawn(self.clone().serve_http(socket, peer, held, self.limits.head)),
-            Some(tls) => self.tasks.spawn(self.clone().serve_https(tls, socket, peer, held)),
-        };
+            None => self.spawn(self.clone().serve_http(socket, peer, held, self.limits.head)),
+            Some(tls) => self.spawn(self.clone().serve_https(tls, socket, peer, held)),
+        }
+    }
+
+    /// A panic over one connection ends that connection: whatever it held is dropped with it.
+    fn spawn(&self, serving: impl Future<Output = ()> + Send + 'static) {
+        let refused = Arc::clone(&self.limits.refused);
+        self.tasks.spawn(async move {
+            if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
+                tracing::error!("a connection has ended by a panic");
+                refused(Refused::Panicked);
+            }
+        });
     }
 
     /// What has to arrive until there is a request has one deadline, whatever it is made of.

@@ -139,6 +139,7 @@ impl Edge {
             accept::Refused::Silent => "silent",
             accept::Refused::HeadTooLarge => "head_too_large",
             accept::Refused::NoHttp => "no_http",
+            accept::Refused::Panicked => "panicked",
         };
         // Browsers open connections in advance, and that is no trouble.
         if refused == accept::Refused::Silent {

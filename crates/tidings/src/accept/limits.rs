@@ -51,6 +51,8 @@ pub enum Refused {
     HeadTooLarge,
     /// What came is no HTTP.
     NoHttp,
+    /// Whoever answers has panicked.
+    Panicked,
 }
 
 /// Places for connections, each of which takes a descriptor and some memory.
