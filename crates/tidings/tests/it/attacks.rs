@@ -1,5 +1,10 @@
 //! Attempts to see or say what one may not, each with the exact refusal that it gets.
 
+mod frames;
+mod projects;
+mod requests;
+mod secrets;
+
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
@@ -7,10 +12,11 @@ use base64::{
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
 use sha1::{Digest as _, Sha1};
+use tokio::net::TcpStream;
 
 use crate::{
-    client::Client,
-    fixture::{Answer, Service, request},
+    client::{Client, Raw},
+    fixture::{Answer, Redis, Service, request},
     sessions::{Store, browser, event, subscribe, turned_away},
 };
 
@@ -121,6 +127,12 @@ async fn origins_are_compared_whole_and_null_is_none() {
             409,
             "no way for tickets"
         );
+    }
+    // Not even where all pages may.
+    let open = store.service("redis-session", &[("TIDINGS_ALLOWED_ORIGINS", "*")]);
+    let null = [("cookie", "session=s"), ("origin", "null")];
+    for path in ["/ws", "/sse?project_id=p", "/api/projects/p/events"] {
+        assert_eq!(request("GET", &open.url(path), &null, b"").await.status, 403, "{path}");
     }
     let headers = [("cookie", "session=s"), ("origin", "https://app.example.com")];
     Client::with_headers(&service, &headers).await.unwrap().close().await;
@@ -328,22 +340,97 @@ async fn a_user_has_as_many_connections_as_he_may() {
 }
 
 #[tokio::test]
-async fn secrets_are_in_no_answer_and_no_metric() {
-    let store = Store::started().await;
-    let service = store.service(
-        "redis-session,signed-cookie,ticket",
-        &[("TIDINGS_SESSION_SECRET", SECRET), ("TIDINGS_KEYS", KEYS)],
-    );
-    store.put("sensitive-id", &of("sensitive-user", &json!(["a/sensitive-project"]))).await;
-    let mut client = browser(&service, "session=sensitive-id").await;
-    client.ask(&subscribe("a/sensitive-project")).await;
-    turned_away(&service, &[("cookie", "session=sensitive-guess")]).await;
-    post(&service, "/api/events", "sensitive-key-guess", &json!({})).await;
-    for path in ["/metrics", "/health/websocket", "/readyz?verbose", "/api/config", "/livez"] {
-        let text = request("GET", &service.url(path), &[], b"").await.text;
-        for secret in ["sensitive", SECRET, "app-key"] {
-            assert!(!text.contains(secret), "{path} shows {secret}: {text}");
+async fn what_was_revoked_at_one_node_ends_at_all_and_a_ticket_is_spent_at_one() {
+    let redis = Redis::started().await;
+    let url = redis.url();
+    let services = [(); 2].map(|()| service("signed-cookie,ticket", &[("REDIS_URL", &url)]));
+    for service in &services {
+        ready(service).await;
+    }
+    let cookie = signed(SECRET, &of("ada", &json!(["a/*"])), 60);
+    let headers = [("cookie", cookie.as_str())];
+    let given = request("POST", &services[0].url("/api/tickets"), &headers, b"").await.json();
+    let protocols = format!("tidings.v1, tidings.ticket.{}", given["ticket"].as_str().unwrap());
+    let spend = |number: usize| is_let_in(&services[number % 2], &protocols);
+    let let_in = futures_util::future::join_all((0..10).map(spend)).await;
+    assert_eq!(let_in.iter().filter(|let_in| **let_in).count(), 1, "{let_in:?}");
+    let mut clients = [browser(&services[0], &cookie).await, browser(&services[1], &cookie).await];
+    for client in &mut clients {
+        client.ask(&subscribe("a/1")).await;
+    }
+    revoke(&services[1], &json!({"user_id": "ada"})).await;
+    for mut client in clients {
+        assert_eq!(client.next_event().await["reason"], "expired");
+        assert_eq!(client.close_code().await, 4401);
+    }
+    for service in &services {
+        assert!(turned_away(service, &headers).await.1.contains("revoked"));
+    }
+}
+
+/// Also that it knows what was revoked.
+async fn ready(service: &Service) {
+    crate::fixture::until("readiness", || async {
+        request("GET", &service.url("/readyz"), &[], b"").await.status == 200
+    })
+    .await;
+}
+
+/// Whether somebody who offers this is let in; else he is sent away.
+async fn is_let_in(service: &Service, protocols: &str) -> bool {
+    let socket = TcpStream::connect(service.address).await.unwrap();
+    let offer = format!("Sec-WebSocket-Protocol: {protocols}\r\n");
+    match Raw::over(socket, &offer, b"").await.next_or_end().await {
+        Ok(message) => message["type"] == "connection.established",
+        Err(code) => {
+            assert_eq!(code, Some(4401));
+            false
         }
     }
+}
+
+/// What a Python that unpickled it would run.
+const PICKLE: &[u8] = b"cos\nsystem\n(S'touch unpickled'\ntR.";
+
+#[tokio::test]
+async fn a_pickle_in_redis_is_bytes_like_any_other() {
+    let redis = Redis::started().await;
+    let url = redis.url();
+    let service = service("redis-session", &[("REDIS_URL", &url)]);
+    ready(&service).await;
+    let mut connection = redis.connection().await.unwrap();
+    let mut command = async |words: &[&[u8]]| -> redis::Value {
+        redis::cmd(str::from_utf8(words[0]).unwrap())
+            .arg(&words[1..])
+            .query_async(&mut connection)
+            .await
+            .unwrap()
+    };
+    let session = of("ada", &json!(["a/*"])).to_string();
+    command(&[b"SET", b"session:s", session.as_bytes()]).await;
+    command(&[b"SET", b"session:pickled", PICKLE]).await;
+    assert_eq!(turned_away(&service, &[("cookie", "session=pickled")]).await.0, 1013);
+    let mut client = browser(&service, "session=s").await;
+    client.ask(&subscribe("a/1")).await;
+    redis.publish(PICKLE).await;
+    command(&[b"XADD", b"tidings:ingest", b"*", b"event", PICKLE]).await;
+    for source in ["redis_channel", "ingest_stream"] {
+        let name = format!(r#"tidings_events_rejected_total{{source="{source}",reason="invalid_json"}}"#);
+        crate::fixture::until(&name, || async { service.metric(&name).await > 0.5 }).await;
+    }
+    // Whatever is kept of a connection.
+    let token = client.established["resume_token"].clone();
+    drop(client);
+    let saved = command(&[b"KEYS", b"ws:connection:*"]).await;
+    let saved: Vec<Vec<u8>> = redis::from_redis_value(saved).unwrap();
+    for key in &saved {
+        command(&[b"SET", key, PICKLE]).await;
+    }
+    let mut client = browser(&service, "session=s").await;
+    let answer = client.ask(&json!({"type": "resume", "token": token})).await;
+    assert_eq!(answer["code"], "resume_expired", "{answer}");
+    assert!(!saved.is_empty());
+    service_publishes(&service, "a/1").await;
     client.close().await;
+    assert!(!std::path::Path::new("unpickled").exists());
 }

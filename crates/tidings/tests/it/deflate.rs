@@ -24,7 +24,7 @@ fn agreed(client: &Raw) -> Option<Vec<String>> {
     line.map(|value| value.split(';').map(|part| part.trim().to_owned()).collect())
 }
 
-fn deflated(message: &[u8]) -> Vec<u8> {
+pub(crate) fn deflated(message: &[u8]) -> Vec<u8> {
     let mut deflated = Vec::with_capacity(message.len() + 100);
     let mut compress = Compress::new(Compression::default(), false);
     compress.compress_vec(message, &mut deflated, FlushCompress::Sync).unwrap();

@@ -5,11 +5,13 @@ use std::{process::Stdio, time::Duration};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
-    process::{Child, ChildStderr, Command},
+    process::{Child, Command},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
+use tokio_util::task::TaskTracker;
 
 use crate::{
     client::{Client, Raw, frame, raw},
@@ -65,7 +67,7 @@ async fn a_head_that_is_too_large_is_refused_and_one_that_fits_is_served() {
 #[tokio::test]
 async fn control_characters_in_a_request_are_400_and_a_line_of_the_log_without_them() {
     for format in ["json", "text"] {
-        let mut logged = Logged::start(format).await;
+        let logged = Logged::with(&[("TIDINGS_LOG_FORMAT", format)]).await;
         for request in [
             "GET /a\rforged HTTP/1.1\r\nHost: x\r\n\r\n",
             "GET /a\0b HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -101,31 +103,37 @@ async fn control_characters_in_a_request_are_400_and_a_line_of_the_log_without_t
 }
 
 /// A service in a process of its own, and what it says.
-struct Logged {
+pub(crate) struct Logged {
     child: Child,
-    lines: Lines<BufReader<ChildStderr>>,
-    said: Vec<String>,
-    address: String,
+    said: JoinHandle<Vec<String>>,
+    pub(crate) address: String,
 }
 
 impl Logged {
-    async fn start(format: &str) -> Self {
-        let variables = [("TIDINGS_LOG_FORMAT", format), ("TIDINGS_DRAIN_SECONDS", "0")];
-        let mut command = Command::from(tidings(&["serve", "--port", "0"], &variables));
-        let mut child = command.stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    pub(crate) async fn with(variables: &[(&str, &str)]) -> Self {
+        let mut command = tidings(&["serve", "--port", "0"], variables);
+        command.env("TIDINGS_DRAIN_SECONDS", "0");
+        let mut child = Command::from(command).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut said = Vec::new();
         loop {
             let line = lines.next_line().await.unwrap().expect("it starts");
             said.push(line.clone());
-            if let Some((_, port)) = line.split_once("127.0.0.1:") {
+            if let Some((_, port)) = line.split_once("127.0.0.1:").filter(|_| line.contains("listening")) {
                 let port: String = port.chars().take_while(char::is_ascii_digit).collect();
-                return Self { child, lines, said, address: format!("127.0.0.1:{port}") };
+                // Somebody must read what it says, or it would wait for that.
+                let said = TaskTracker::new().spawn(async move {
+                    while let Some(line) = lines.next_line().await.unwrap() {
+                        said.push(line);
+                    }
+                    said
+                });
+                return Self { child, said, address: format!("127.0.0.1:{port}") };
             }
         }
     }
 
-    async fn answer(&self, request: &str) -> String {
+    pub(crate) async fn answer(&self, request: &str) -> String {
         let mut socket = TcpStream::connect(&self.address).await.unwrap();
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -134,14 +142,11 @@ impl Logged {
     }
 
     /// Ends it; all that it said.
-    async fn stop(&mut self) -> Vec<String> {
+    pub(crate) async fn stop(mut self) -> Vec<String> {
         let id = self.child.id().unwrap().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
-        while let Some(line) = self.lines.next_line().await.unwrap() {
-            self.said.push(line);
-        }
         assert!(self.child.wait().await.unwrap().success());
-        std::mem::take(&mut self.said)
+        self.said.await.unwrap()
     }
 }
 

@@ -213,3 +213,17 @@ async fn what_does_not_fit_is_told_in_a_line_that_says_what_to_do() {
     }))
     .await;
 }
+
+#[tokio::test]
+async fn a_password_that_is_wrong_or_missing_is_told_and_not_shown() {
+    let redis = Redis::started().await;
+    let mut connection = redis.connection().await.unwrap();
+    let set = ["SET", "requirepass", "the-right-one"];
+    redis::cmd("CONFIG").arg(&set).exec_async(&mut connection).await.unwrap();
+    for password in ["", ":the-wrong-one@"] {
+        let url = format!("redis://{password}127.0.0.1:{}", redis.port());
+        let error = refusal(&[("REDIS_URL", url)]).await;
+        let says_why = ["NOAUTH", "WRONGPASS", "password"].iter().any(|word| error.contains(word));
+        assert!(error.starts_with("REDIS_URL") && says_why && !error.contains("the-wrong-one"), "{error}");
+    }
+}

@@ -83,6 +83,14 @@ impl Process {
         resident.and_then(|value| value.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
     }
 
+    /// The time for which it has computed, where that can be read.
+    pub(crate) fn cpu_ms(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        // Behind the name, which may hold anything, fields 14 and 15 of all, in hundredths of a second.
+        let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ').skip(11).take(2);
+        fields.filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() * 10
+    }
+
     fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -256,6 +256,37 @@ async fn a_store_that_does_not_answer_gives_no_verdict() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_gone_gives_no_verdict_until_it_is_back() {
+    let mut store = Store::started().await;
+    let service = store.service("redis-session", &[]);
+    let session = json!({"user_id": "u", "projects": ["p"]});
+    store.put("s", &session).await;
+    let mut client = browser(&service, "session=s").await;
+    client.ask(&subscribe("p")).await;
+    store.0.kill();
+    for cookie in ["session=s", "session=unknown"] {
+        assert_eq!(turned_away(&service, &[("cookie", cookie)]).await, (1013, "no_verdict".to_owned()));
+        for path in ["/api/projects/p/events", "/sse?project_id=p"] {
+            let answer = request("GET", &service.url(path), &[("cookie", cookie)], b"").await;
+            assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("no_verdict")), "{path}");
+        }
+    }
+    assert_eq!(turned_away(&service, &[]).await.0, 4401, "who shows nothing needs no verdict");
+    until("the service noticing", || async { service.health().await["status"] == "degraded" }).await;
+    // Who is there is not thrown out. A store that came back empty would say no, and be believed.
+    client.nothing_waits().await;
+    client.close().await;
+    store.0.start().await;
+    store.put("s", &session).await;
+    until("somebody being let in", || async {
+        let headers = [("cookie", "session=s")];
+        request("GET", &service.url("/api/projects/p/events"), &headers, b"").await.status == 200
+    })
+    .await;
+    browser(&service, "session=s").await.close().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_read_gives_no_verdict_and_a_session_of_nobody_a_no() {
     let store = Store::started().await;
     let service = store.service("redis-session", &[]);

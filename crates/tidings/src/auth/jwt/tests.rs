@@ -360,6 +360,18 @@ async fn published_keys_are_fetched_once_and_found_by_their_name() {
 }
 
 #[tokio::test]
+async fn a_key_of_the_same_name_of_another_issuer_is_another_key() {
+    let (_ours, jwt) = publishing(&[("k", test_keys::P256), ("other", test_keys::P384)]).await;
+    let (_theirs, their_jwt) = publishing(&[("k", test_keys::ED25519)]).await;
+    identity(&their_jwt, &named("k", test_keys::ED25519)).await;
+    assert_eq!(code(&jwt, &named("k", test_keys::ED25519)).await, "algorithm");
+    assert_eq!(code(&their_jwt, &named("k", test_keys::P256)).await, "algorithm");
+    // Nor is a key of the same issuer under another one's name.
+    assert_eq!(code(&jwt, &named("other", test_keys::P256)).await, "algorithm");
+    identity(&jwt, &named("k", test_keys::P256)).await;
+}
+
+#[tokio::test]
 async fn a_token_need_not_name_the_only_key() {
     let (outside, jwt) = publishing(&[("d", test_keys::ED25519)]).await;
     let unnamed = signer(test_keys::ED25519).token(&claims(&json!({}))).unwrap();
