@@ -211,8 +211,8 @@ SCENARIOS = {
         timed=False,
     ),
     "sessions-storm": Scenario(
-        "10,000 connections with a session each cut at once, back at once, 100 events/s over 50 projects meanwhile",
-        f"storm -n 10000 --projects 50 --rate 100 --header {COOKIE}",
+        "8,000 connections with a session each cut at once, back at once, 100 events/s over 50 projects meanwhile",
+        f"storm -n 8000 --projects 50 --rate 100 --header {COOKIE}",
         WITH_SESSIONS,
         (
             Figure("all whole after ms", "whole_us.max", 1e-3),

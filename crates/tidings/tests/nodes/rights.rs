@@ -24,7 +24,7 @@ use crate::{
     process::{DEADLINE, until},
     proxy::{Network, Proxy},
     publish::HttpPublisher,
-    record::Heard,
+    record::{Heard, project_id},
     redis_server::{RedisServer, VOLATILE},
     sentinel_set::SentinelSet,
     stage::{Load, Stage, alone, report},
@@ -465,12 +465,18 @@ async fn stopped_and_restarted_empty() {
     let (redis, mut sessions) = join!(RedisServer::started(VOLATILE), Sessions::started());
     let mut cast = Cast::default();
     let (everybody, deep) = audience(&sessions, &mut cast, PROJECTS).await;
-    let history = [("TIDINGS_HISTORY_EVENTS", "200")];
-    let nodes = nodes(&redis.url(), &sessions.url(), "redis-session", &history).await;
+    // No heartbeat comes to the help of anybody who was forgotten.
+    let settings = [("TIDINGS_HISTORY_EVENTS", "200"), ("WS_HEARTBEAT_INTERVAL", "30")];
+    let nodes = nodes(&redis.url(), &sessions.url(), "redis-session", &settings).await;
     let mut stage = Stage::playing(nodes, load(PROJECTS), cast.roles).await;
     stage.publish();
     stays(&stage, &stage.fleet.caught_up(0, DEADLINE).await);
     sleep(SECOND).await;
+
+    // Follows what nobody publishes in but once, while the store stands still: nothing later brings that along.
+    let mut quiet = knock(stage.addresses[2], &[("cookie", "session=s1")]).await.into_visitor();
+    let quiet_project = PROJECTS;
+    quiet.ask(&json!({"type": "subscribe", "project_id": project_id(quiet_project)})).await;
 
     let stopped_ms = stage.clock.now_ms();
     sessions.redis.pause();
@@ -480,9 +486,16 @@ async fn stopped_and_restarted_empty() {
         for _ in 0..4 {
             publisher.publish(std::iter::repeat_n(PROJECTS - 1, HISTORY / 2)).await;
         }
+        publisher.publish(std::iter::once(quiet_project)).await;
     };
-    join!(flood, without_a_verdict(&stage, "session store stopped", stopped_ms, stopped_ms + 9000));
+    let (.., came) = join!(
+        flood,
+        without_a_verdict(&stage, "session store stopped", stopped_ms, stopped_ms + 9000),
+        quiet.gets_events_for(9 * SECOND)
+    );
+    assert!(!came, "an event of 6 s later came");
     sessions.redis.go_on();
+    assert!(quiet.gets_events_for(15 * SECOND).await, "what had waited did not come by itself");
     everybody_goes_on(&stage, "session store stopped").await;
     nobody_was_closed(&stage);
 
