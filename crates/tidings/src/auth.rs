@@ -38,7 +38,7 @@ use crate::config::{Secret, Settings};
 use callback::Callback;
 use digest::Digest;
 use jwt::Jwt;
-use redis_session::RedisSessions;
+use redis_session::{KEYS_AT_ONCE, RedisSessions};
 use revocations::{Revocation, Revocations, Whom};
 use sessions::{Entry, Sessions, Source};
 use signed_cookie::SignedCookies;
@@ -118,6 +118,15 @@ pub(crate) enum WayName {
     Ticket,
     /// The application is asked.
     Callback,
+}
+
+/// What was found out about sessions that were asked about together.
+#[derive(Default)]
+struct Swept {
+    /// Why some could not be found out, if that is so.
+    unknown: Option<String>,
+    /// How many could not be read.
+    unreadable: usize,
 }
 
 /// Where nodes that share streams keep what they must agree on.
@@ -466,11 +475,22 @@ impl Auth {
 
     async fn sweep_redis(&self, entries: &[Arc<Entry>]) {
         let Some(sessions) = &self.redis_sessions else { return };
-        if entries.is_empty() {
-            // Also when nobody is there: the next one who comes will be asked about.
-            self.unreadable.store(0, Ordering::Relaxed);
-            return self.tell_heard(PART, sessions.is_reachable().await);
+        // Each part is done with when its answer comes, so that not all answers are held at once.
+        let parts = join_all(entries.chunks(KEYS_AT_ONCE).map(|part| self.sweep_part(sessions, part))).await;
+        let unreadable = parts.iter().map(|part| part.unreadable).sum();
+        if self.unreadable.swap(unreadable, Ordering::Relaxed) == 0 && unreadable > 0 {
+            tracing::warn!(sessions = unreadable, "sessions in Redis cannot be read");
         }
+        let unknown = parts.into_iter().find_map(|part| part.unknown);
+        if let Some(why) = &unknown {
+            tracing::debug!(why, "a session cannot be asked about");
+        }
+        // Also when nobody is there: the next one who comes will be asked about.
+        let is_heard = unknown.is_none() && (!entries.is_empty() || sessions.is_reachable().await);
+        self.tell_heard(PART, is_heard);
+    }
+
+    async fn sweep_part(&self, sessions: &RedisSessions, entries: &[Arc<Entry>]) -> Swept {
         let ids: Vec<_> = entries
             .iter()
             .map(|entry| match entry.source() {
@@ -481,27 +501,20 @@ impl Auth {
         let found = sessions.check_all(&ids, now()).await;
         let revocations_known_until = self.revocations.known_until();
         self.act_on_new();
-        let (mut verdicts, mut unknown, mut unreadable) = (self.sessions.verdicts(), None, 0);
+        let (mut verdicts, mut swept) = (self.sessions.verdicts(), Swept::default());
         for (entry, read) in entries.iter().zip(found) {
             match (read, revocations_known_until) {
                 (Ok(checked), Ok(known_until)) => entry.holds(&checked, known_until, &mut verdicts),
                 (Err(Refusal::Denied(_)), _) => entry.ends(&mut verdicts),
-                (Err(Refusal::NoVerdict(why)), _) => unknown = Some(why),
+                (Err(Refusal::NoVerdict(why)), _) => swept.unknown = Some(why),
                 (Err(Refusal::Unreadable(why)), _) => {
                     tracing::debug!(why, "a session cannot be read");
-                    unreadable += 1;
+                    swept.unreadable += 1;
                 }
                 (Ok(_), Err(())) => {}
             }
         }
-        drop(verdicts);
-        if self.unreadable.swap(unreadable, Ordering::Relaxed) == 0 && unreadable > 0 {
-            tracing::warn!(sessions = unreadable, "sessions in Redis cannot be read");
-        }
-        if let Some(why) = &unknown {
-            tracing::debug!(why, "a session cannot be asked about");
-        }
-        self.tell_heard(PART, unknown.is_none());
+        swept
     }
 
     /// Asks the application about those whose last answer is about to be too old.

@@ -21,7 +21,7 @@ const ID_BYTES_MAX: usize = 256;
 /// A session larger than this is none of ours.
 const SESSION_BYTES_MAX: usize = 1024 * 1024;
 /// Keys in one command.
-const KEYS_AT_ONCE: usize = 512;
+pub(super) const KEYS_AT_ONCE: usize = 512;
 /// How deep what is packed may be nested.
 const DEPTH_MAX: usize = 64;
 
