@@ -252,16 +252,14 @@ impl<S: Socket> Shard<S> {
         let start =
             cohort.tail.cursor_behind(position.offset).and_then(|cursor| cohort.tail.next_frame(cursor));
         link.told = offset;
+        let durable_bytes = start.map_or(cohort.durable_bytes, |frame| frame.durable_before);
         link.phase = Phase::Behind(Box::new(Behind {
-            at: offset,
-            folded: 0,
             page: missed.into(),
             page_to: position.offset,
             reaches_tail: !client.flags.withheld,
-            ticket: None,
             counted_from: position.offset,
-            durable_bytes: start.map_or(cohort.durable_bytes, |frame| frame.durable_before),
             excused: client.flags.withheld,
+            ..Behind::at(offset, durable_bytes)
         }));
         let confirmed = ServerMessage::SubscriptionConfirmed {
             timestamp: self.now.wall,
@@ -440,17 +438,7 @@ impl<S: Socket> Shard<S> {
             match &mut link.phase {
                 Phase::Live => {
                     let at = next.offset - 1;
-                    link.phase = Phase::Behind(Box::new(Behind {
-                        at,
-                        folded: 0,
-                        page: VecDeque::new(),
-                        page_to: at,
-                        reaches_tail: false,
-                        ticket: None,
-                        counted_from: at,
-                        durable_bytes: next.durable_before,
-                        excused: false,
-                    }));
+                    link.phase = Phase::Behind(Box::new(Behind::at(at, next.durable_before)));
                     client.behind += 1;
                     self.stats.fell_behind();
                 }
@@ -472,17 +460,10 @@ impl<S: Socket> Shard<S> {
                 let at = cohort.offset_at(link.cursor, followed.head);
                 let at = back_to.map_or(at, |back_to| at.min(back_to));
                 let next = cohort.tail.next_frame(link.cursor);
-                link.phase = Phase::Behind(Box::new(Behind {
-                    at,
-                    folded: 0,
-                    page: VecDeque::new(),
-                    page_to: at,
-                    reaches_tail: false,
-                    ticket: None,
-                    counted_from: followed.head,
-                    durable_bytes: next.map_or(cohort.durable_bytes, |next| next.durable_before),
-                    excused: true,
-                }));
+                let durable_bytes = next.map_or(cohort.durable_bytes, |next| next.durable_before);
+                let behind =
+                    Behind { counted_from: followed.head, excused: true, ..Behind::at(at, durable_bytes) };
+                link.phase = Phase::Behind(Box::new(behind));
                 client.behind += 1;
             }
             Phase::Behind(behind) => {
@@ -582,6 +563,21 @@ fn announcements_since(
 }
 
 impl Behind {
+    /// A link that has everything up to `at`, and takes what comes next from the history.
+    fn at(at: Offset, durable_bytes: u64) -> Self {
+        Self {
+            at,
+            folded: 0,
+            page: VecDeque::new(),
+            page_to: at,
+            reaches_tail: false,
+            ticket: None,
+            counted_from: at,
+            durable_bytes,
+            excused: false,
+        }
+    }
+
     /// Goes past a record; whether it is for this client.
     fn pass_over(&mut self, record: &Record, selection: &Selection) -> bool {
         self.folded += record.offset - self.at - 1;
