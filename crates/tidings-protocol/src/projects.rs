@@ -1,5 +1,7 @@
 //! To which projects somebody has rights: `projects` of a session, a token, a ticket or a key.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::{Audience, ProjectId};
@@ -9,7 +11,7 @@ const ENTRIES_MAX: usize = 10_000;
 /// An entry longer than an id can be matches nothing; one much longer is no list of projects.
 const ENTRY_BYTES_MAX: usize = 1000;
 
-/// A set of projects: everything, or what a list of ids and patterns names.
+/// A set of projects: everything, or what a list of ids and patterns names. Clones share the list.
 ///
 /// In a pattern, `*` stands for any text within one segment between slashes: `team-a/*` has `team-a/web`, and neither
 /// `team-a` nor `team-a/web/old`. All else is compared byte for byte, as ids are.
@@ -19,16 +21,19 @@ pub struct Projects(Set);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Set {
     Everything,
-    /// Each sorted and without repetition, so that lists that mean the same compare equal.
-    Listed {
-        ids: Box<[Box<str>]>,
-        patterns: Box<[Box<str>]>,
-    },
+    Listed(Arc<Listed>),
+}
+
+/// Each sorted and without repetition, so that lists that mean the same compare equal.
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
+struct Listed {
+    ids: Box<[Box<str>]>,
+    patterns: Box<[Box<str>]>,
 }
 
 impl Default for Set {
     fn default() -> Self {
-        Self::Listed { ids: Box::default(), patterns: Box::default() }
+        Self::Listed(Arc::default())
     }
 }
 
@@ -53,7 +58,7 @@ impl Projects {
             entries.into_boxed_slice()
         };
         let (ids, patterns) = (sorted(&|entry| !entry.contains('*')), sorted(&|entry| entry.contains('*')));
-        Self(Set::Listed { ids, patterns })
+        Self(Set::Listed(Arc::new(Listed { ids, patterns })))
     }
 
     /// Reads `projects` as a session or a token has it: `"*"`, or a list of ids and patterns; absent or null: none. Else
@@ -79,7 +84,7 @@ impl Projects {
     pub fn to_value(&self) -> Value {
         match &self.0 {
             Set::Everything => Value::from("*"),
-            Set::Listed { .. } => self.entries().collect(),
+            Set::Listed(_) => self.entries().collect(),
         }
     }
 
@@ -92,7 +97,8 @@ impl Projects {
     pub fn include(&self, project: &ProjectId) -> bool {
         match &self.0 {
             Set::Everything => true,
-            Set::Listed { ids, patterns } => {
+            Set::Listed(listed) => {
+                let Listed { ids, patterns } = &**listed;
                 let id = project.as_str();
                 ids.binary_search_by(|known| (**known).cmp(id)).is_ok()
                     || patterns.iter().any(|pattern| matches(pattern, id))
@@ -105,7 +111,8 @@ impl Projects {
     pub fn include_all(&self, others: &Self) -> bool {
         let includes = |entry: &str| match &self.0 {
             Set::Everything => true,
-            Set::Listed { ids, patterns } => {
+            Set::Listed(listed) => {
+                let Listed { ids, patterns } = &**listed;
                 let is_here = |entries: &[Box<str>]| entries.iter().any(|known| **known == *entry);
                 is_here(ids)
                     || is_here(patterns)
@@ -128,7 +135,7 @@ impl Projects {
     pub fn entries(&self) -> impl Iterator<Item = &str> {
         let (ids, patterns): (&[_], &[_]) = match &self.0 {
             Set::Everything => (&[], &[]),
-            Set::Listed { ids, patterns } => (ids, patterns),
+            Set::Listed(listed) => (&listed.ids, &listed.patterns),
         };
         ids.iter().chain(patterns).map(AsRef::as_ref)
     }

@@ -86,7 +86,7 @@ impl Edge {
         }
         self.metrics.refused("origin");
         let detail = "pages of this `Origin` may not connect; add it to TIDINGS_ALLOWED_ORIGINS";
-        Err(Problem::new(StatusCode::FORBIDDEN, detail))
+        Err(Problem::denied(StatusCode::FORBIDDEN, "origin", detail, self.is_development()))
     }
 
     /// Whether whoever is refused is told the rule, and how to mend it.

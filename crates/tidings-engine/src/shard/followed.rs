@@ -34,7 +34,7 @@ pub(super) struct Selection {
     /// The types that it wants.
     pub(super) types: Arc<TypeFilter>,
     /// The projects that it may hear of; `None`: all that the stream speaks of.
-    pub(super) projects: Option<Arc<Projects>>,
+    pub(super) projects: Option<Projects>,
 }
 
 impl Selection {

@@ -32,7 +32,7 @@ pub(super) struct Session {
     key: Option<SessionKey>,
     pub(super) rights: Arc<Rights>,
     /// What of the announcements it gets; `None`: all.
-    pub(super) announced: Option<Arc<Projects>>,
+    pub(super) announced: Option<Projects>,
     /// In the shard's milliseconds.
     known_until_ms: u64,
     ends_at: Option<Timestamp>,
@@ -166,8 +166,8 @@ impl Sessions {
 }
 
 /// What of the announcements somebody with these rights gets; `None`: all.
-fn announced(rights: &Rights) -> Option<Arc<Projects>> {
-    (!rights.projects.is_everything()).then(|| Arc::new(rights.projects.clone()))
+fn announced(rights: &Rights) -> Option<Projects> {
+    (!rights.projects.is_everything()).then(|| rights.projects.clone())
 }
 
 fn narrow(place: usize) -> u32 {

@@ -210,7 +210,9 @@ impl Entry {
         if state.identity.projects != checked.identity.projects {
             state.rights = rights_of(&checked.identity);
         }
-        state.identity = checked.identity.clone();
+        // The same list as before stays the one that all share.
+        let projects = state.rights.projects.clone();
+        state.identity = Identity { projects, ..checked.identity.clone() };
         state.valid_until = earlier(checked.valid_until, revocations_known_until);
         verdicts.tell(self, state);
         true

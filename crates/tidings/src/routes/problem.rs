@@ -60,7 +60,8 @@ impl Problem {
 
     /// There is no room for one more connection.
     pub(super) fn refused(refused: Refused, retry_after_s: u64) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, refused.detail()).retry_after(retry_after_s)
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, refused.detail()).retry_after(retry_after_s);
+        Self { code: Some(refused.as_str()), ..problem }
     }
 
     /// When to come back.
