@@ -52,9 +52,13 @@ fn keeps_streams_in_redis(variables: &BTreeMap<String, String>) -> bool {
 }
 
 /// Waits until everything that events come through is heard.
-fn wait_until_ready(address: SocketAddr) {
-    let url = format!("http://127.0.0.1:{}/readyz", address.port());
-    wait_until("the service being ready", || ureq::get(&url).call().is_ok());
+fn wait_until_ready(address: SocketAddr, speaks_tls: bool) {
+    let scheme = if speaks_tls { "https" } else { "http" };
+    let url = format!("{scheme}://127.0.0.1:{}/readyz", address.port());
+    // Whose certificate it is, other tests ask.
+    let tls = ureq::tls::TlsConfig::builder().disable_verification(true).build();
+    let agent: ureq::Agent = ureq::Agent::config_builder().tls_config(tls).build().into();
+    wait_until("the service being ready", || agent.get(&url).call().is_ok());
 }
 
 /// Waits where nothing can be awaited.
@@ -101,9 +105,10 @@ impl Service {
             })
         });
         let (address, internal) = told.recv().unwrap();
-        let plain = internal.filter(|_| all.contains_key("TIDINGS_TLS_CERT")).unwrap_or(address);
+        let speaks_tls = all.contains_key("TIDINGS_TLS_CERT");
+        let plain = internal.filter(|_| speaks_tls).unwrap_or(address);
         if redis.is_some() {
-            wait_until_ready(plain);
+            wait_until_ready(address, speaks_tls);
         }
         Self { address, internal, plain, stop, thread: Some(thread), _redis: redis }
     }
