@@ -13,7 +13,6 @@ use futures_util::{
     future::{BoxFuture, Shared, WeakShared},
 };
 use parking_lot::Mutex;
-use ring::digest::{SHA256, digest};
 use tidings_protocol::Timestamp;
 use tokio::{
     sync::Semaphore,
@@ -21,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    ANSWER_TIMEOUT, Checked, Denied, Identity, Refusal, Shape,
+    ANSWER_TIMEOUT, Checked, Denied, Digest, Identity, Refusal, Shape,
     http::{Answer, Http},
     identity::Unreadable,
 };
@@ -52,19 +51,15 @@ struct Inner {
 type Verdict = Result<Checked, Refusal>;
 type Asking = Shared<BoxFuture<'static, Verdict>>;
 
-/// Cookies by their hash: whoever reads this process's memory, or a dump of it, finds no session to take over.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct CookieHash([u8; 32]);
-
-/// What was said, and what is being asked.
+/// What was said, and what is being asked, by the digest of the cookies: who reads a dump of it finds no session to take over.
 #[derive(Default)]
 struct Memory {
-    remembered: HashMap<CookieHash, Remembered>,
+    remembered: HashMap<Digest, Remembered>,
     /// The same from the oldest on.
-    by_age: BTreeMap<u64, CookieHash>,
+    by_age: BTreeMap<u64, Digest>,
     bytes: usize,
     /// Held by those who wait for the answer: when all of them have gone, nobody asks any more.
-    asking: HashMap<CookieHash, (u64, WeakShared<BoxFuture<'static, Verdict>>)>,
+    asking: HashMap<Digest, (u64, WeakShared<BoxFuture<'static, Verdict>>)>,
     number: u64,
 }
 
@@ -91,7 +86,7 @@ impl Callback {
     /// has said so already. Whoever asks for the same at the same time gets the same answer.
     pub(crate) async fn check(&self, cookie_header: &str, refresh: bool) -> Verdict {
         let asking = {
-            let hash = CookieHash::of(cookie_header);
+            let hash = Digest::of(cookie_header.as_bytes());
             let mut memory = self.0.memory.lock();
             if let Some(verdict) = memory.recall(hash).filter(|_| !refresh) {
                 return verdict;
@@ -110,7 +105,7 @@ impl Inner {
     fn begin(
         this: &Arc<Self>,
         memory: &mut Memory,
-        hash: CookieHash,
+        hash: Digest,
         cookie_header: &str,
     ) -> Result<Asking, Denied> {
         let cookie = HeaderValue::from_bytes(cookie_header.as_bytes()).map_err(|_| {
@@ -195,12 +190,12 @@ impl Memory {
         self.number
     }
 
-    fn recall(&self, hash: CookieHash) -> Option<Verdict> {
+    fn recall(&self, hash: Digest) -> Option<Verdict> {
         let remembered = self.remembered.get(&hash).filter(|remembered| Instant::now() < remembered.until)?;
         Some(remembered.verdict.clone().map_err(Refusal::Denied))
     }
 
-    fn remember(&mut self, hash: CookieHash, verdict: &Verdict, bytes: usize) {
+    fn remember(&mut self, hash: Digest, verdict: &Verdict, bytes: usize) {
         let (verdict, until) = match verdict {
             Ok(checked) => (Ok(checked.clone()), checked.valid_until.unwrap_or_else(Instant::now)),
             Err(Refusal::Denied(denied)) => (Err(denied.clone()), Instant::now() + DENIED),
@@ -218,7 +213,7 @@ impl Memory {
         }
     }
 
-    fn forget(&mut self, hash: CookieHash) {
+    fn forget(&mut self, hash: Digest) {
         if let Some(remembered) = self.remembered.remove(&hash) {
             self.by_age.remove(&remembered.number);
             self.bytes -= remembered.bytes;
@@ -229,7 +224,7 @@ impl Memory {
 /// A question under way. However it ends, the next one is another.
 struct Question {
     inner: Arc<Inner>,
-    hash: CookieHash,
+    hash: Digest,
     number: u64,
 }
 
@@ -240,14 +235,6 @@ impl Drop for Question {
         if memory.asking.get(&self.hash).is_some_and(|(number, _)| *number == self.number) {
             memory.asking.remove(&self.hash);
         }
-    }
-}
-
-impl CookieHash {
-    fn of(cookie_header: &str) -> Self {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, cookie_header.as_bytes()).as_ref());
-        Self(hash)
     }
 }
 
@@ -445,7 +432,7 @@ mod tests {
     async fn what_is_remembered_has_a_limit_in_number_and_in_bytes() {
         let verdict = Err(Denied::new("callback_denied", "").into());
         let mut memory = Memory::default();
-        let hash = |number: usize| CookieHash::of(&number.to_string());
+        let hash = |number: usize| Digest::of(number.to_string().as_bytes());
         for number in 0..REMEMBERED_MAX + 5 {
             memory.remember(hash(number), &verdict, 10);
             // One that is asked for again and again takes one place.
