@@ -10,7 +10,7 @@ pub mod engine;
 pub mod event_stream;
 pub mod hub;
 mod node;
-mod random;
+pub mod random;
 pub mod rights;
 pub mod saved;
 mod session;

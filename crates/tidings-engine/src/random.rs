@@ -10,7 +10,7 @@ pub(crate) fn bytes<const N: usize>() -> [u8; N] {
 }
 
 /// `N` random bytes in hexadecimal.
-pub(crate) fn hex<const N: usize>() -> String {
+pub fn hex<const N: usize>() -> String {
     bytes::<N>().iter().fold(String::with_capacity(2 * N), |mut text, byte| {
         // Writing to a `String` cannot fail.
         let _ = write!(text, "{byte:02x}");

@@ -6,7 +6,10 @@ use parking_lot::Mutex;
 use redis::cmd;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tidings_engine::engine::redis::{Call, Servers};
+use tidings_engine::{
+    engine::redis::{Call, Servers},
+    random,
+};
 use tidings_protocol::{Projects, Timestamp, UserId};
 use tokio::time::Instant;
 
@@ -90,7 +93,8 @@ impl Tickets {
 
     /// Gives a ticket out.
     pub(crate) async fn give(&self, admits: Admits) -> Result<String, Refusal> {
-        let ticket = random_ticket();
+        // 256 bits, in characters that a subprotocol may have.
+        let ticket = random::hex::<32>();
         let digest = Digest::of(ticket.as_bytes());
         match &self.0 {
             Store::Memory(kept) => {
@@ -147,13 +151,6 @@ fn no_verdict(fault: impl std::fmt::Display) -> Refusal {
 
 fn key_of(digest: Digest) -> String {
     format!("tidings:ticket:{digest}")
-}
-
-/// 256 bits that cannot be guessed, in characters that a subprotocol may have.
-fn random_ticket() -> String {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).expect("the system has randomness");
-    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 #[cfg(test)]
