@@ -6,6 +6,7 @@ mod keys;
 mod layers;
 mod secret;
 mod table;
+mod tables;
 
 use std::{
     collections::BTreeMap,

@@ -6,10 +6,13 @@ use std::{fmt, ops::RangeInclusive};
 use serde_json::{Map, Value};
 use tidings_protocol::{InvalidPattern, ProjectId, Projects, TypeFilter};
 
-use super::{Environment, Layers, SettingError, layers::nearest};
+use super::{
+    Environment, Layers, SettingError,
+    tables::{self, Wrong, strings},
+};
 
 /// The setting that has them.
-pub(super) const NAME: &str = "TIDINGS_KEYS";
+const NAME: &str = "TIDINGS_KEYS";
 
 /// A shorter key can be guessed.
 const KEY_BYTES_MIN: usize = 16;
@@ -77,22 +80,10 @@ impl fmt::Debug for KeySettings {
     }
 }
 
-/// What is wrong, and where.
-struct Wrong {
-    place: String,
-    message: String,
-}
-
-impl Wrong {
-    fn at(place: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { place: place.into(), message: message.into() }
-    }
-}
-
 /// Reads the keys of the file, or those of the variable.
 pub(super) fn read(layers: &Layers) -> Result<Vec<KeySettings>, SettingError> {
     let Some(text) = layers.optional(NAME) else { return Ok(Vec::new()) };
-    read_list(text).map_err(|wrong| layers.error_at(NAME, &wrong.place, wrong.message))
+    read_list(text).map_err(|wrong| wrong.in_setting(layers, NAME))
 }
 
 /// Refuses secrets that can be guessed, wherever somebody could.
@@ -117,20 +108,7 @@ pub(super) fn check_plain(layers: &Layers, environment: Environment) -> Result<(
 }
 
 fn read_list(text: &str) -> Result<Vec<KeySettings>, Wrong> {
-    let list: Value = serde_json::from_str(text).map_err(|error| {
-        Wrong::at(
-            "",
-            format!(
-                "expected a JSON array of keys; not JSON at line {}, column {}",
-                error.line(),
-                error.column()
-            ),
-        )
-    })?;
-    let Value::Array(entries) = list else { return Err(Wrong::at("", "expected a JSON array of keys")) };
-    if entries.len() > KEYS_MAX {
-        return Err(Wrong::at("", format!("expected at most {KEYS_MAX} keys")));
-    }
+    let entries = tables::entries(text, KEYS_MAX, "keys")?;
     let mut keys: Vec<KeySettings> = Vec::with_capacity(entries.len());
     for (index, entry) in entries.iter().enumerate() {
         let place = format!("keys[{index}]");
@@ -147,13 +125,7 @@ fn read_list(text: &str) -> Result<Vec<KeySettings>, Wrong> {
 }
 
 fn read_key(place: &str, entry: &Value) -> Result<KeySettings, Wrong> {
-    let Value::Object(entry) = entry else {
-        return Err(Wrong::at(place, "expected a table with `name`, `key` and the rest"));
-    };
-    if let Some(unknown) = entry.keys().find(|field| !FIELDS.contains(&field.as_str())) {
-        let nearest = nearest(unknown, FIELDS.into_iter().map(str::to_owned));
-        return Err(Wrong::at(format!("{place}.{unknown}"), format!("is no field of a key{nearest}")));
-    }
+    let entry = tables::fields(place, entry, &FIELDS)?;
     let at = |field: &str| format!("{place}.{field}");
     Ok(KeySettings {
         name: name(entry).map_err(|message| Wrong::at(at("name"), message))?,
@@ -250,20 +222,6 @@ fn rate(entry: &Map<String, Value>) -> Result<Option<u32>, String> {
     let expected =
         || format!("expected a whole number from {} to {}, events per second", RATE.start(), RATE.end());
     rate.map(Some).ok_or_else(expected)
-}
-
-/// The strings of a list that has at least one, each with its place.
-fn strings<'a>(place: &str, value: &'a Value) -> Result<Vec<(String, &'a str)>, Wrong> {
-    let list = value.as_array().filter(|list| !list.is_empty());
-    let list = list.ok_or_else(|| Wrong::at(place, "expected a list with at least one entry"))?;
-    let string = |(index, value): (usize, &'a Value)| {
-        let place = format!("{place}[{index}]");
-        match value.as_str() {
-            Some(text) => Ok((place, text)),
-            None => Err(Wrong::at(place, "expected a string")),
-        }
-    };
-    list.iter().enumerate().map(string).collect()
 }
 
 #[cfg(test)]

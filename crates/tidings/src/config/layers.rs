@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    SETTINGS, Setting, keys,
+    SETTINGS, Setting,
     table::{LATER, OF_PUBLISHERS},
 };
 
@@ -105,10 +105,13 @@ impl Layers {
 
     /// Puts another layer over this one.
     fn put_over(&mut self, upper: Self) -> Result<(), SettingError> {
-        // Keys add up in everybody's mind: that some of them are silently none would be found out too late.
-        if let Some((above, below)) = upper.values.get(keys::NAME).zip(self.values.get(keys::NAME)) {
-            let message = format!("{} has keys, too; expected them in one of the two", below.origin);
-            return Err(SettingError::new(keys::NAME, Some(above.origin.clone()), message));
+        // Tables add up in everybody's mind: that some of them are silently none would be found out too late.
+        for setting in SETTINGS.iter().filter(|setting| setting.tables) {
+            let name = setting.name;
+            if let Some((above, below)) = upper.values.get(name).zip(self.values.get(name)) {
+                let message = format!("{} has some, too; expected them in one of the two", below.origin);
+                return Err(SettingError::new(name, Some(above.origin.clone()), message));
+            }
         }
         self.values.extend(upper.values);
         self.warnings.extend(upper.warnings);
@@ -270,8 +273,8 @@ impl Layers {
     }
 
     fn add_table(&mut self, prefix: &str, table: &toml::Table, origin: &Origin) -> Result<(), SettingError> {
-        for (key, value) in table {
-            let key = format!("{prefix}{key}");
+        for (name, value) in table {
+            let key = format!("{prefix}{name}");
             match value {
                 toml::Value::Table(table) if key == "workspaces" => {
                     for (workspace, project) in table {
@@ -286,17 +289,13 @@ impl Layers {
                         self.workspaces.insert(workspace.clone(), project.to_owned());
                     }
                 }
-                toml::Value::Array(_) if key == "keys" => {
-                    let text = serde_json::to_string(value).map_err(|_| {
-                        SettingError::new(&key, Some(origin.clone()), "expected tables, `[[keys]]`")
+                value if let Some(setting) = list_of_tables(&key) => {
+                    let header = format!("[[{prefix}{name}]]", prefix = prefix.replace('_', "."));
+                    let text = serde_json::to_string(value).ok().filter(|_| value.is_array());
+                    let text = text.ok_or_else(|| {
+                        SettingError::new(&key, Some(origin.clone()), format!("expected tables, `{header}`"))
                     })?;
-                    if let Some(setting) = exactly(keys::NAME) {
-                        self.set(setting, text, origin.clone());
-                    }
-                }
-                toml::Value::Table(_) if key == "keys" => {
-                    let message = "expected a table for each key, `[[keys]]`";
-                    return Err(SettingError::new(key, Some(origin.clone()), message));
+                    self.set(setting, text, origin.clone());
                 }
                 toml::Value::Table(table) => self.add_table(&format!("{key}_"), table, origin)?,
                 value => {
@@ -335,6 +334,11 @@ fn text_of(value: &toml::Value) -> Option<String> {
     })
 }
 
+/// A setting that is a list of tables, by its key.
+fn list_of_tables(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.tables && setting.key() == key)
+}
+
 /// A setting by its variable. The environment is full of other programs' variables, so nothing near counts.
 fn exactly(name: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.name == name)
@@ -370,6 +374,7 @@ fn shown(setting: &Setting, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::keys;
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -463,7 +468,7 @@ mod tests {
         let error = keys::read(&load(&[]).unwrap()).unwrap_err().to_string();
         assert!(error.starts_with("keys[0].types[1] (from ") && error.contains("`word.*`"), "{error}");
         let (_, shown, _) =
-            load(&[]).unwrap().effective().find(|(setting, ..)| setting.name == keys::NAME).unwrap();
+            load(&[]).unwrap().effective().find(|(setting, ..)| setting.name == "TIDINGS_KEYS").unwrap();
         assert_eq!(shown.as_deref(), Some("********"));
         let both = load(&[("TIDINGS_KEYS", "[]")]).unwrap_err();
         assert!(

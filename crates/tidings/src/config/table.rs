@@ -9,16 +9,22 @@ pub struct Setting {
     pub default: Option<&'static str>,
     /// Whether its value is masked wherever it is shown.
     pub secret: bool,
+    /// Whether it is a list of tables: `[[key]]` in the file, a JSON array of the same everywhere else.
+    pub tables: bool,
     /// What it means.
     pub help: &'static str,
 }
 
 const fn plain(name: &'static str, default: Option<&'static str>, help: &'static str) -> Setting {
-    Setting { name, default, secret: false, help }
+    Setting { name, default, secret: false, tables: false, help }
 }
 
 const fn secret(name: &'static str, help: &'static str) -> Setting {
-    Setting { name, default: None, secret: true, help }
+    Setting { name, default: None, secret: true, tables: false, help }
+}
+
+const fn tables(name: &'static str, help: &'static str) -> Setting {
+    Setting { name, default: None, secret: false, tables: true, help }
 }
 
 impl Setting {
@@ -182,10 +188,13 @@ pub static SETTINGS: &[Setting] = &[
         "keys that may publish, comma separated; unset: keyless from loopback in development",
     ),
     secret("TIDINGS_ADMIN_KEY", "the key that may do everything"),
-    secret(
-        "TIDINGS_KEYS",
-        "keys with scopes, as a JSON array of the objects that `[[keys]]` in the file are; one of the two, see operations.md",
-    ),
+    Setting {
+        secret: true,
+        ..tables(
+            "TIDINGS_KEYS",
+            "keys with scopes, as a JSON array of the objects that `[[keys]]` in the file are; one of the two, see operations.md",
+        )
+    },
     plain(
         "TIDINGS_PUBLISH_RATE_MAX",
         None,
