@@ -14,6 +14,7 @@ mod ingest;
 mod keys;
 mod metrics;
 mod rate;
+mod redis_stream;
 mod routes;
 mod server;
 mod sources;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use redis::{Value, aio::MultiplexedConnection, cmd, streams::StreamReadReply};
+use redis::{Value, cmd};
 use serde::{Deserialize, Serialize};
 use tidings_engine::engine::redis::{Call, Servers};
 use tidings_protocol::{Timestamp, UserId};
@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use super::Digest;
+use crate::redis_stream::{START, StreamReader};
 
 /// Where all nodes find them.
 const STREAM: &str = "tidings:revocations";
@@ -216,7 +217,8 @@ impl Revocations {
         let (Store::Redis(servers), Some(known_until)) = (&self.store, &self.known_until) else {
             return std::future::pending().await;
         };
-        let mut reader = Reader { servers, connection: None, cursor: "0-0".to_owned(), has_caught_up: false };
+        let stream = StreamReader::new(Arc::clone(servers), STREAM);
+        let mut reader = Reader { stream, has_caught_up: false };
         let mut was_heard = false;
         loop {
             let asked_at = Instant::now();
@@ -232,7 +234,7 @@ impl Revocations {
                 }
                 Err(error) => {
                     tracing::debug!(error, "revocations cannot be read");
-                    reader.connection = None;
+                    reader.stream.disconnect();
                     if self.known_until().is_err() && std::mem::replace(&mut was_heard, false) {
                         heard(false);
                     }
@@ -297,49 +299,24 @@ impl List {
 }
 
 /// Reads the stream of revocations.
-struct Reader<'a> {
-    servers: &'a Arc<Servers>,
-    /// With what tells that its server is the primary no more.
-    connection: Option<(MultiplexedConnection, watch::Receiver<String>)>,
-    /// The last entry that was read.
-    cursor: String,
+struct Reader {
+    stream: StreamReader,
     /// All was read that this connection's server had: from here on it is waited for more.
     has_caught_up: bool,
 }
 
-impl Reader<'_> {
+impl Reader {
     /// What comes behind the cursor, waiting a moment for it once all is known; and whether that is all there is.
     async fn read(&mut self) -> Result<(Vec<Revocation>, bool), String> {
-        if self.connection.as_ref().is_none_or(|(_, place)| place.has_changed().unwrap_or(true)) {
-            let primary = self.servers.primary_of(STREAM);
-            let connection = primary.connect(|_| Ok::<_, ()>(())).await.map_err(|error| error.to_string())?;
-            self.connection = Some((connection, primary.watch()));
+        if self.stream.connect().await? {
             // Another server may know less, and number what it is told anew.
-            "0-0".clone_into(&mut self.cursor);
+            START.clone_into(&mut self.stream.cursor);
             self.has_caught_up = false;
         }
-        let Some((connection, _)) = &mut self.connection else { return Ok((Vec::new(), false)) };
-        let mut read = cmd("XREAD");
-        read.arg("COUNT").arg(READ_MAX);
         // Nobody gets in until all is known; where nothing was ever revoked, that would be at the end of the wait.
-        if self.has_caught_up {
-            read.arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
-        }
-        read.arg("STREAMS").arg(STREAM).arg(&self.cursor);
-        let answer: Value = match read.query_async(connection).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                // It may have moved to another primary.
-                let _ = self.servers.refresh().await;
-                return Err(error.to_string());
-            }
-        };
-        let reply =
-            redis::from_redis_value::<Option<StreamReadReply>>(answer).map_err(|error| error.to_string())?;
-        let entries: Vec<_> =
-            reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids).collect();
+        let entries = self.stream.read(READ_MAX, self.has_caught_up.then_some(BLOCK)).await?;
         if let Some(last) = entries.last() {
-            self.cursor.clone_from(&last.id);
+            self.stream.cursor.clone_from(&last.id);
         }
         let is_all = entries.len() < READ_MAX;
         self.has_caught_up |= is_all;

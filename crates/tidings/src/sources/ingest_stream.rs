@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis::{Value, aio::MultiplexedConnection, cmd, streams::StreamReadReply};
+use redis::{Value, cmd};
 use tidings_engine::{
     engine::{
         NumberedEvent,
@@ -13,15 +13,13 @@ use tidings_engine::{
     vigil::Vigil,
 };
 use tidings_protocol::{Gap, Source};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     ingest::Ingest,
     metrics::{EventSource, Metrics},
+    redis_stream::{START, StreamReader},
 };
 
 /// Where publishers add entries; the field `event` holds the JSON.
@@ -63,10 +61,7 @@ struct Reader<'a> {
     lease_due: Instant,
     /// When Redis last answered.
     heard_at: Instant,
-    /// With what tells that its server is the primary no more: a replica can be read, too, and may be cut off.
-    connection: Option<(MultiplexedConnection, watch::Receiver<String>)>,
-    /// The last entry that was done with.
-    cursor: String,
+    stream: StreamReader,
 }
 
 impl IngestStream {
@@ -80,8 +75,7 @@ impl IngestStream {
             lease: Lease::new(SOURCE, self.incarnation.clone()),
             lease_due: now,
             heard_at: now,
-            connection: None,
-            cursor: "0-0".to_owned(),
+            stream: StreamReader::new(Arc::clone(&self.servers), STREAM),
         };
         stop.run_until_cancelled(reader.read_for_ever()).await;
         // Who cannot be told waits until its time is over.
@@ -107,8 +101,8 @@ impl Reader<'_> {
                 Ok(true) => self.read().await,
                 Ok(false) => {
                     // Whoever has it next begins with what there is.
-                    "0-0".clone_into(&mut self.cursor);
-                    self.connection = None;
+                    START.clone_into(&mut self.stream.cursor);
+                    self.stream.disconnect();
                     self.heard();
                     sleep(LEASE_INTERVAL).await;
                     continue;
@@ -119,7 +113,7 @@ impl Reader<'_> {
                 Ok(()) => self.heard(),
                 Err(error) => {
                     tracing::debug!(error, "the ingest stream cannot be read");
-                    self.connection = None;
+                    self.stream.disconnect();
                     if self.heard_at.elapsed() > SILENCE_MAX {
                         self.source.set_up(false);
                     }
@@ -143,36 +137,14 @@ impl Reader<'_> {
         self.lease_due = Instant::now() + LEASE_INTERVAL;
         if held && !held_before {
             tracing::info!("this node reads the ingest stream");
-            "0-0".clone_into(&mut self.cursor);
+            START.clone_into(&mut self.stream.cursor);
         }
         Ok(held)
     }
 
     /// Reads some entries, appends them, and removes them.
     async fn read(&mut self) -> Result<(), String> {
-        if self.connection.as_ref().is_none_or(|(_, place)| place.has_changed().unwrap_or(true)) {
-            let primary = self.servers.primary_of(STREAM);
-            let connection = primary.connect(|_| Ok::<_, ()>(())).await.map_err(|error| error.to_string())?;
-            self.connection = Some((connection, primary.watch()));
-        }
-        let Some((connection, _)) = &mut self.connection else { return Ok(()) };
-        let mut read = cmd("XREAD");
-        read.arg("COUNT").arg(READ_MAX).arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(0));
-        read.arg("STREAMS").arg(STREAM).arg(&self.cursor);
-        let answer: Value = match read.query_async(connection).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                // It may have moved to another primary.
-                let _ = self.servers.refresh().await;
-                return Err(error.to_string());
-            }
-        };
-        let Some(reply) =
-            redis::from_redis_value::<Option<StreamReadReply>>(answer).map_err(|error| error.to_string())?
-        else {
-            return Ok(());
-        };
-        let entries: Vec<_> = reply.keys.into_iter().flat_map(|key| key.ids).collect();
+        let entries = self.stream.read(READ_MAX, Some(BLOCK)).await?;
         let Some(last) = entries.last().map(|entry| entry.id.clone()) else { return Ok(()) };
         let (mut events, mut rejected) = (Vec::new(), Vec::new());
         for entry in entries {
@@ -205,7 +177,7 @@ impl Reader<'_> {
             self.reject(&entry, &reason).await.map_err(|fault| fault.to_string())?;
         }
         self.remove_up_to(&last).await.map_err(|fault| fault.to_string())?;
-        self.cursor = last;
+        self.stream.cursor = last;
         Ok(())
     }
 
