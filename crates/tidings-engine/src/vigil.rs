@@ -36,6 +36,17 @@ pub struct Vigil {
     deliver: Weak<dyn Deliver>,
 }
 
+/// Something that events come through.
+#[derive(Clone, Debug)]
+pub struct PartState {
+    /// Where they come from.
+    pub source: Source,
+    /// What it is called.
+    pub name: Arc<str>,
+    /// Whether it can be heard.
+    pub is_heard: bool,
+}
+
 #[derive(Debug)]
 struct Part {
     source: Source,
@@ -138,8 +149,13 @@ impl Vigil {
     }
 
     /// Every part, and whether it is heard.
-    pub fn parts(&self) -> Vec<(Arc<str>, bool)> {
-        self.parts.lock().iter().map(|part| (Arc::clone(&part.name), !part.down)).collect()
+    pub fn parts(&self) -> Vec<PartState> {
+        let state = |part: &Part| PartState {
+            source: part.source,
+            name: Arc::clone(&part.name),
+            is_heard: !part.down,
+        };
+        self.parts.lock().iter().map(state).collect()
     }
 
     /// Whether this part is known and heard.

@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
 };
 use serde_json::{Value, json};
-use tidings_protocol::Timestamp;
+use tidings_protocol::{Source, Timestamp};
 
 use super::Edge;
 
@@ -58,14 +58,18 @@ fn readiness(edge: &Edge, query: Option<&str>, addresses: bool) -> (StatusCode, 
         ("events can be appended".to_owned(), appends),
     ];
     let parts = edge.node.vigil().parts();
-    checks.extend(parts.into_iter().map(|(part, is_heard)| {
-        let plain = part.split(" at ").next().filter(|_| !addresses).unwrap_or(&part);
-        (format!("{plain} is heard"), is_heard)
+    // Without Redis nothing comes through; without Celery or a folder the rest does, and no other node is better off.
+    let (vital, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(|part| part.source == Source::Redis);
+    checks.extend(vital.into_iter().map(|part| {
+        let plain = part.name.split(" at ").next().filter(|_| !addresses).unwrap_or(&part.name);
+        (format!("{plain} is heard"), part.is_heard)
     }));
+    let silent = others.iter().filter(|part| !part.is_heard);
+    let silent = silent.map(|part| format!("[!] {} cannot be heard", part.name));
     // Whoever is connected is served meanwhile, and another node would ask the same.
     let (status, text) = report(query, &checks);
     let troubles = edge.auth.troubles().into_iter().map(|trouble| format!("[!] {trouble}"));
-    (status, troubles.chain([text]).collect::<Vec<_>>().join("\n"))
+    (status, troubles.chain(silent).chain([text]).collect::<Vec<_>>().join("\n"))
 }
 
 fn report(query: Option<&str>, checks: &[(String, bool)]) -> (StatusCode, String) {
