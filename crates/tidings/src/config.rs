@@ -1,6 +1,7 @@
 //! The settings: where they come from, what they may be. The only place that knows the environment.
 
 mod auth;
+mod celery;
 mod jwt;
 mod keys;
 mod layers;
@@ -30,6 +31,7 @@ use tidings_protocol::ProjectId;
 use crate::tls::CertificateFiles;
 
 pub use auth::AuthSettings;
+pub use celery::{CelerySettings, ProjectFrom, Rule};
 pub use jwt::JwtSettings;
 pub use keys::{ADMIN, KEYLESS, KeySettings, Scope};
 pub use layers::{Flags, Layers, Origin, SettingError, Value};
@@ -136,6 +138,8 @@ pub struct Settings {
     pub publish_rate_max: Option<u32>,
     /// Origins whose pages may connect; empty: the default of the environment.
     pub allowed_origins: Vec<String>,
+    /// The Celery bridge.
+    pub celery: CelerySettings,
     /// How logs are written; `None`: by what the output is.
     pub log_format: Option<LogFormat>,
     /// What is logged, in the syntax of `RUST_LOG`.
@@ -287,6 +291,7 @@ impl Settings {
             keys: keys::read(layers)?,
             publish_rate_max: layers.optional_number("TIDINGS_PUBLISH_RATE_MAX", 1, 1_000_000)?,
             allowed_origins: allowed_origins(layers)?,
+            celery: CelerySettings::read(layers)?,
             log_format: layers
                 .optional("TIDINGS_LOG_FORMAT")
                 .map(|_| {

@@ -1,5 +1,6 @@
 //! What the service counts. No label is ever a project, a user or anything else that a client chooses.
 
+mod celery_counts;
 mod node_counts;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use prometheus_client::{
 use tidings_engine::Node;
 use tidings_protocol::{EventType, KNOWN_TYPES, Reason};
 
+pub(crate) use celery_counts::CeleryCounts;
 use node_counts::NodeCounts;
 
 /// The metrics of one node.
@@ -25,6 +27,7 @@ pub(crate) struct Metrics {
     appended: Family<AppendLabel, Counter>,
     source_up: Family<SourceLabel, Gauge>,
     source_losses: Family<SourceLabel, Counter>,
+    celery: Arc<CeleryCounts>,
 }
 
 /// Where an event came from.
@@ -36,6 +39,8 @@ pub(crate) enum EventSource {
     RedisChannel,
     /// The ingest stream.
     IngestStream,
+    /// What Celery's tasks do.
+    Celery,
     /// The demonstration of `tidings dev`.
     Demo,
 }
@@ -47,6 +52,7 @@ impl EventSource {
             Self::Http => "http",
             Self::RedisChannel => "redis_channel",
             Self::IngestStream => "ingest_stream",
+            Self::Celery => "celery",
             Self::Demo => "demo",
         }
     }
@@ -91,6 +97,7 @@ impl Metrics {
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
         registry.register_collector(Box::new(NodeCounts(node)));
+        let celery = Arc::new(CeleryCounts::registered(&mut registry));
         macro_rules! register {
             ($name:literal, $help:literal) => {{
                 let metric = Family::default();
@@ -106,8 +113,14 @@ impl Metrics {
             appended: register!("events_appended", "Events handed to the engine, repeated ones included"),
             source_up: register!("source_up", "1: events of this source can be heard"),
             source_losses: register!("source_losses", "How often a source stopped being heard"),
+            celery,
             registry,
         }
+    }
+
+    /// What the bridge to Celery counts.
+    pub(crate) fn celery(&self) -> &Arc<CeleryCounts> {
+        &self.celery
     }
 
     pub(crate) fn refused(&self, reason: &'static str) {

@@ -3,6 +3,7 @@
 mod body;
 mod config;
 mod console;
+mod doctor;
 mod events;
 mod health;
 mod history;
@@ -11,6 +12,7 @@ mod problem;
 mod revoke;
 mod schema;
 mod sse;
+mod tasks;
 mod tickets;
 mod ws;
 
@@ -31,6 +33,7 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use parking_lot::Mutex;
 use tidings_engine::{Node, driver::Guard, engine::EngineError};
 use tidings_protocol::ProjectId;
 use tokio::sync::Semaphore;
@@ -47,6 +50,7 @@ use crate::{
     ingest::Ingest,
     keys::Key,
     metrics::Metrics,
+    sources::celery::{Registrar, Status},
 };
 
 use problem::Problem;
@@ -66,6 +70,9 @@ pub(crate) struct Edge {
     pub(crate) node: Arc<Node>,
     pub(crate) ingest: Arc<Ingest>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Takes registrations of Celery's tasks, and how the bridge is; `None`: there is none.
+    pub(crate) registrar: Option<Registrar>,
+    pub(crate) celery: Option<Arc<Mutex<Status>>>,
     /// The port that the public listener got.
     pub(crate) port: u16,
     /// Set as soon as the node is asked to stop.
@@ -258,7 +265,10 @@ pub(crate) fn public(edge: &Arc<Edge>) -> Router {
         .merge(health_routes())
         .route("/readyz", get(health::ready));
     let router = if edge.settings.internal_listen.is_none() {
-        router.merge(operator_routes()).route("/metrics", get(metrics::public))
+        router
+            .merge(operator_routes())
+            .route("/metrics", get(metrics::public))
+            .route("/api/doctor", get(doctor::public))
     } else {
         router
     };
@@ -280,13 +290,17 @@ pub(crate) fn internal(edge: &Arc<Edge>) -> Router {
     let router = operator_routes()
         .route("/api/tickets", post(tickets::give_internal))
         .route("/metrics", get(metrics::internal))
+        .route("/api/doctor", get(doctor::internal))
         .merge(health_routes())
         .route("/readyz", get(health::ready_internal));
     finish(router, edge)
 }
 
 fn operator_routes() -> Router<Arc<Edge>> {
-    Router::new().route("/api/events", post(events::publish)).route("/api/revoke", post(revoke::revoke))
+    Router::new()
+        .route("/api/events", post(events::publish))
+        .route("/api/revoke", post(revoke::revoke))
+        .route("/api/tasks/{task_id}", post(tasks::register))
 }
 
 fn health_routes() -> Router<Arc<Edge>> {

@@ -40,6 +40,7 @@ use crate::{
     metrics::Metrics,
     routes::{self, Edge},
     sources::{
+        celery::{Celery, Surroundings},
         demo,
         ingest_stream::{self, IngestStream},
         redis_channel::{self, RedisChannel},
@@ -91,6 +92,9 @@ pub enum StartError {
     /// What was revoked cannot be read or kept.
     #[error("TIDINGS_DATA_DIR: what was revoked cannot be kept there: {0}")]
     Revocations(io::Error),
+    /// What is known of Celery's tasks cannot be read or kept.
+    #[error("TIDINGS_DATA_DIR: what Celery's tasks do cannot be kept there: {0}")]
+    Celery(io::Error),
     /// A shard has ended while the service ran, and its connections with it. What it was is in the log.
     #[error("a shard has failed; the service stops, so that it is started anew")]
     Shard,
@@ -171,6 +175,7 @@ pub struct Server {
     /// On the public listener.
     tls: Option<Tls>,
     listeners: Option<(RedisChannel, IngestStream)>,
+    celery: Option<Celery>,
     /// Ends sources, whose events another node takes over.
     sources: CancellationToken,
     /// Ends upkeep.
@@ -183,6 +188,8 @@ impl Server {
         let tls = settings.tls.clone().map(Tls::load).transpose()?;
         settings.redis = over_tls(&settings, settings.redis.clone())?;
         settings.auth.session.redis = over_tls(&settings, settings.auth.session.redis.clone())?;
+        settings.celery.backend = over_tls(&settings, settings.celery.backend.clone())?;
+        settings.celery.broker = over_tls(&settings, settings.celery.broker.clone())?;
         let shards = u16::try_from(settings.shards).unwrap_or(1);
         let (public, incomings) = listen(settings.listen, shards, "TIDINGS_LISTEN")?;
         let internal = match settings.internal_listen {
@@ -207,6 +214,7 @@ impl Server {
             .clone()
             .map(|address| listeners(address, &settings, &node, &ingest, &metrics, &tasks));
         let auth = auth(&settings, &node)?;
+        let celery = celery(&settings, &node, &ingest, &metrics, &tasks)?;
         let edge = Edge {
             port: public.port(),
             settings,
@@ -219,12 +227,14 @@ impl Server {
             node,
             ingest,
             metrics,
+            registrar: celery.as_ref().map(Celery::registrar),
+            celery: celery.as_ref().map(Celery::status),
             draining: AtomicBool::new(false),
             tasks,
         };
         let shards = drivers.into_iter().zip(incomings).collect();
         let sources = stop.child_token();
-        Ok(Self { edge: Arc::new(edge), public, internal, shards, tls, listeners, sources, stop })
+        Ok(Self { edge: Arc::new(edge), public, internal, shards, tls, listeners, celery, sources, stop })
     }
 
     /// The address that the public listener got.
@@ -252,7 +262,8 @@ impl Server {
     /// Serves until `stop`, then sends every client away at its appointment and waits for all that runs to end. Returns
     /// how many connections did not end by themselves.
     pub async fn run(self, stop: CancellationToken) -> Result<usize, StartError> {
-        let Self { edge, public: _, internal, shards, tls, listeners, sources, stop: stop_upkeep } = self;
+        let Self { edge, public: _, internal, shards, tls, listeners, celery, sources, stop: stop_upkeep } =
+            self;
         let (accepting, failed) = (CancellationToken::new(), CancellationToken::new());
         let limits = public_limits(&edge);
         for (number, (driver, incomings)) in (0..).zip(shards) {
@@ -277,6 +288,9 @@ impl Server {
         if let Some((channel, stream)) = listeners {
             edge.tasks.spawn(channel.run(sources.clone()));
             edge.tasks.spawn(stream.run(sources.clone()));
+        }
+        if let Some(celery) = celery {
+            edge.tasks.spawn(celery.run(sources.clone()));
         }
         tokio::select! {
             () = stop.cancelled() => {}
@@ -374,6 +388,29 @@ fn listeners(
         vigil: Arc::clone(node.vigil()),
     };
     (channel, stream)
+}
+
+/// The bridge to Celery, if there is one.
+fn celery(
+    settings: &Settings,
+    node: &Arc<Node>,
+    ingest: &Arc<Ingest>,
+    metrics: &Arc<Metrics>,
+    tasks: &TaskTracker,
+) -> Result<Option<Celery>, StartError> {
+    if !settings.celery.is_on() {
+        return Ok(None);
+    }
+    let surroundings = Surroundings {
+        settings: &settings.celery,
+        member: node.redis().cloned(),
+        folder: settings.journal.as_ref().map(|journal| journal.folder.as_path()),
+        ingest: Arc::clone(ingest),
+        metrics: Arc::clone(metrics),
+        vigil: Arc::clone(node.vigil()),
+        tasks: tasks.clone(),
+    };
+    Celery::new(surroundings).map(Some).map_err(StartError::Celery)
 }
 
 /// What decides about sessions. A node that keeps its own streams keeps what it has revoked with them.

@@ -6,10 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    SETTINGS, Setting,
-    table::{LATER, OF_PUBLISHERS},
-};
+use super::{SETTINGS, Setting, table::OF_PUBLISHERS};
 
 /// What the command line says about settings.
 #[derive(Clone, Debug, Default)]
@@ -232,8 +229,6 @@ impl Layers {
                     SettingError::new(name, Some(origin.clone()), format!("cannot read `{value}`: {error}"))
                 })?;
                 self.set(setting, text.trim().to_owned(), Origin::SecretFile(value.into()));
-            } else if LATER.contains(&name.as_str()) {
-                self.warnings.push(format!("{name} has no effect in this version"));
             } else if name.starts_with("TIDINGS_") && !OF_PUBLISHERS.contains(&name.as_str()) {
                 self.warnings.push(unknown(name, Some(origin.clone())).to_string());
             }
@@ -426,16 +421,11 @@ mod tests {
         assert!(error.contains("redis_chanel") && error.contains("did you mean `redis_channel`?"), "{error}");
         let layers = Layers::load(
             &Flags::default(),
-            &variables(&[
-                ("TIDINGS_LISTN", "x"),
-                ("TIDINGS_CELERY_BROKER_URL", "x"),
-                ("TIDINGS_PUBLISH_TO", "channel"),
-            ]),
+            &variables(&[("TIDINGS_LISTN", "x"), ("TIDINGS_PUBLISH_TO", "channel")]),
             None,
         );
         let warnings = layers.unwrap().warnings.join("\n");
         assert!(warnings.contains("did you mean `TIDINGS_LISTEN`?"), "{warnings}");
-        assert!(warnings.contains("TIDINGS_CELERY_BROKER_URL has no effect"), "{warnings}");
         assert!(!warnings.contains("TIDINGS_PUBLISH_TO"), "{warnings}");
     }
 

@@ -268,12 +268,80 @@ pub static SETTINGS: &[Setting] = &[
         None,
         "threads that share the connections, 1 to 64; unset: one per processor that the service may use",
     ),
+    secret(
+        "TIDINGS_CELERY_BACKEND_URL",
+        "the Redis that Celery keeps results in, as its `result_backend` has it: tasks are shown by what is written there",
+    ),
+    plain(
+        "TIDINGS_CELERY_BACKEND_PREFIX",
+        None,
+        "`global_keyprefix` of `result_backend_transport_options`, if Celery has one",
+    ),
+    secret(
+        "TIDINGS_CELERY_BROKER_URL",
+        "the Redis that is Celery's broker, as its `broker_url` has it: events are listened to, and workers are asked what became of tasks",
+    ),
+    plain(
+        "TIDINGS_CELERY_BROKER_PREFIX",
+        None,
+        "`global_keyprefix` of `broker_transport_options`, if Celery has one",
+    ),
+    plain(
+        "TIDINGS_CELERY_FANOUT_PREFIX",
+        Some("/{db}."),
+        "`fanout_prefix` of `broker_transport_options`; `none` where that is `False`",
+    ),
+    plain("TIDINGS_CELERY_EVENT_EXCHANGE", Some("celeryev"), "Celery's `event_exchange`"),
+    plain(
+        "TIDINGS_CELERY_ASK_WORKERS",
+        Some("true"),
+        "ask workers by remote control which tasks they know, so that one that is lost is found; needs to write to the broker",
+    ),
+    plain(
+        "TIDINGS_CELERY_ENABLE_EVENTS",
+        Some("false"),
+        "`true`: tell workers by remote control to send events, as their `-E` does",
+    ),
+    plain(
+        "TIDINGS_CELERY_LOST_SECONDS",
+        Some("30"),
+        "a task that no worker has known for so long has failed (`lost`)",
+    ),
+    plain("TIDINGS_CELERY_RESULTS", Some("false"), "`true`: results of tasks go to browsers"),
+    plain(
+        "TIDINGS_CELERY_KWARGS",
+        Some("false"),
+        "`true`: keyword arguments of tasks go to browsers, as `metadata` of the start",
+    ),
+    plain("TIDINGS_CELERY_TRACEBACKS", Some("false"), "`true`: tracebacks go to browsers"),
+    plain(
+        "TIDINGS_CELERY_VALUE_BYTES_MAX",
+        Some("4096"),
+        "bytes of a result, of arguments, of an update's other fields: larger ones are left out; the end of a longer traceback is told",
+    ),
+    plain(
+        "TIDINGS_CELERY_UPDATE_RATE_MAX",
+        Some("10"),
+        "updates of one task per second that are told; of more, the newest",
+    ),
+    plain(
+        "TIDINGS_CELERY_PROJECT_ARGUMENT",
+        Some("project_id"),
+        "the keyword argument that names a task's project",
+    ),
+    tables(
+        "TIDINGS_CELERY_RULES",
+        "where the project of some tasks is, as a JSON array of the objects that `[[celery.rules]]` in the file are: `task` (a name or a pattern) and one of `project`, `project_argument`, `project_index`",
+    ),
+    plain(
+        "TIDINGS_CELERY_REPR_HINTS",
+        None,
+        "`true`: a project may be found in the Python text of arguments that events carry, if nothing better says it; unset: with TIDINGS_AUTH=none, and never else, because a user's own text is in there",
+    ),
+    plain("TIDINGS_CELERY_PROCESSES", Some("true"), "show chains, chords and saved groups as processes, too"),
     plain("TIDINGS_LOG_FORMAT", None, "`text` or `json`; unset: text on a terminal, else JSON"),
     plain("RUST_LOG", Some("info"), "what is logged"),
 ];
 
 /// Variables that the Python package reads: one environment is often shared by all processes of an installation.
 pub(super) const OF_PUBLISHERS: [&str; 1] = ["TIDINGS_PUBLISH_TO"];
-
-/// Variables of the contract that a later version gives a meaning: their own warning instead of "unknown".
-pub(super) const LATER: [&str; 2] = ["TIDINGS_CELERY_BACKEND_URL", "TIDINGS_CELERY_BROKER_URL"];

@@ -122,6 +122,16 @@ impl RedisAddress {
         }
     }
 
+    /// The number of the database that it names.
+    pub fn database(&self) -> u32 {
+        let number = |settings: &RedisConnectionInfo| u32::try_from(settings.db()).unwrap_or(0);
+        match &self.kind {
+            Kind::Server(info) => number(info.redis_settings()),
+            Kind::Sentinel { settings, .. } => number(settings),
+            Kind::Cluster { .. } => 0,
+        }
+    }
+
     pub(super) fn is_cluster(&self) -> bool {
         matches!(self.kind, Kind::Cluster { .. })
     }

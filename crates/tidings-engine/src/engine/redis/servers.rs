@@ -470,6 +470,11 @@ impl Primary {
         .await
     }
 
+    /// A connection to listen on channels that needs no right but that.
+    pub async fn subscribe(&self) -> RedisResult<PubSub> {
+        bounded(Box::pin(async { self.client().await?.get_async_pubsub().await })).await
+    }
+
     /// Sends a command on the connection that all commands share.
     pub async fn send(&self, command: &Cmd) -> RedisResult<Value> {
         let mut connection = self.commands().await?;
