@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks to its user")]
 
 mod bench;
+mod doctor;
 mod http;
 mod logging;
 mod own_certificate;
@@ -78,6 +79,7 @@ enum Command {
     },
     /// Print the URL that a frontend connects to
     Url,
+    Doctor(doctor::Arguments),
     /// Ask a running service whether it lives; for container health checks
     Healthcheck {
         /// Whether it is ready for clients, not only alive
@@ -137,6 +139,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Settings::read(&layers)?;
         }
         Command::Url => writeln!(io::stdout(), "{}", Settings::read(&layers)?.websocket_url(None))?,
+        Command::Doctor(arguments) => return doctor::run(&Settings::read(&layers)?, arguments),
         Command::Healthcheck { ready, url } => return healthcheck(&Settings::read(&layers)?, url, ready),
         Command::Schema { name } => {
             let name = match name {

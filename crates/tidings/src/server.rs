@@ -430,7 +430,10 @@ fn auth(settings: &Settings, node: &Arc<Node>) -> Result<Auth, StartError> {
 }
 
 /// A Redis, with what connections to it trust and show.
-fn over_tls(settings: &Settings, address: Option<RedisAddress>) -> Result<Option<RedisAddress>, StartError> {
+pub(crate) fn over_tls(
+    settings: &Settings,
+    address: Option<RedisAddress>,
+) -> Result<Option<RedisAddress>, StartError> {
     let Some(address) = address else { return Ok(None) };
     if !address.is_tls() {
         return Ok(Some(address));

@@ -64,11 +64,25 @@ impl Service {
     }
 
     pub(super) fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        self.get_with(path, None)
+    }
+
+    /// The same with a key.
+    pub(super) fn get_with(&self, path: &str, key: Option<&str>) -> anyhow::Result<(u16, String)> {
         let url = self.url(path);
+        let authorization = key.map(|key| format!("Bearer {key}"));
         if let Some(own) = &self.own {
-            return own.send(Request::get(path), &[]).with_context(|| unreachable(&url));
+            let mut request = Request::get(path);
+            if let Some(authorization) = authorization {
+                request = request.header(header::AUTHORIZATION, authorization);
+            }
+            return own.send(request, &[]).with_context(|| unreachable(&url));
         }
-        let mut response = agent().get(&url).call().with_context(|| unreachable(&url))?;
+        let mut request = agent().get(&url);
+        if let Some(authorization) = authorization {
+            request = request.header("authorization", authorization);
+        }
+        let mut response = request.call().with_context(|| unreachable(&url))?;
         Ok((response.status().as_u16(), response.body_mut().read_to_string()?))
     }
 

@@ -7,6 +7,7 @@ mod attacks;
 mod backpressure;
 mod bad_input;
 mod bench;
+mod celery;
 mod certificates;
 mod client;
 mod commands;
