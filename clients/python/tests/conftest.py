@@ -182,11 +182,18 @@ class Channel(Reader):
 class Worker:
     """A Celery worker as a process of its own, with its own queue."""
 
-    def __init__(self, server: RedisServer, pool: str, folder: Path, events_url: str | None = None) -> None:
+    def __init__(
+        self,
+        server: RedisServer,
+        pool: str,
+        folder: Path,
+        events_url: str | None = None,
+        application: str = "progress_app",
+    ) -> None:
         self.queue = f"{pool}-{uuid.uuid4().hex[:8]}"
         self.log = folder / f"{self.queue}.log"
         environment = {**os.environ, "REDIS_URL": events_url or server.url, "TEST_BROKER": broker(server)}
-        command = [sys.executable, "-m", "celery", "-A", "progress_app", "worker", "-P", pool, "-c", "2"]
+        command = [sys.executable, "-m", "celery", "-A", application, "worker", "-P", pool, "-c", "2"]
         command += ["-Q", self.queue, "-n", f"{self.queue}@test", "-l", "INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         with self.log.open("wb") as log:

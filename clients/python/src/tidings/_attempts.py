@@ -80,24 +80,30 @@ class _Remembered(OrderedDict[Any, Any]):
 
 
 class Attempts:
-    """The attempt numbers of the tasks that this process has received or begun."""
+    """The tasks that this process has received or begun: the attempt, and a project that it was told."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._numbers = _Remembered()
+        self._known = _Remembered()
 
-    def begin(self, task_id: str, attempt: int) -> None:
+    def begin(self, task_id: str, attempt: int, project_id: str | None = None) -> None:
         """The attempt is about to run, here or in a child of this process."""
         with self._lock:
-            if attempt:
-                self._numbers[task_id] = attempt
+            if attempt or project_id:
+                self._known[task_id] = attempt, project_id
             else:
-                self._numbers.pop(task_id, None)
+                self._known.pop(task_id, None)
 
     def number(self, task_id: str) -> int:
         """The newest attempt of the task that is known; the first is 0."""
         with self._lock:
-            return int(self._numbers.get(task_id, 0))
+            return int(self._known.get(task_id, (0, None))[0])
+
+    def project(self, task_id: str) -> str | None:
+        """The project that the task was received with, where its arguments do not say it."""
+        with self._lock:
+            project_id: str | None = self._known.get(task_id, (0, None))[1]
+            return project_id
 
 
 class Ends:

@@ -168,6 +168,21 @@ def _settle(waiter: asyncio.Future[bool], sending: Future[bool]) -> None:
         waiter.set_exception(error)
 
 
+async def drain(timeout_s: float) -> bool:
+    """Waits until what was published from asyncio is out or given up; False if that took too long."""
+    with _executor_lock:
+        executor = _executor
+    if executor is None:
+        return True
+    try:
+        last = executor.submit(lambda: None)
+    except RuntimeError:
+        return True  # the interpreter is shutting down and has waited for it
+    # One thread sends in order: when it comes to this, all that was before is done.
+    done, _ = await asyncio.wait({asyncio.wrap_future(last)}, timeout=timeout_s)
+    return bool(done)
+
+
 _executor: ThreadPoolExecutor | None = None
 _executor_lock = threading.Lock()
 

@@ -47,6 +47,9 @@ class Connection(Protocol):
     hint: str
     """What helps when nothing answers there."""
 
+    def close(self) -> None:
+        """Lets go of what is open; the next command opens it anew."""
+
     def execute(self, command: Command) -> None:
         """Returns when Redis has executed the command, else raises TryError."""
 
@@ -74,6 +77,12 @@ class OwnConnection:
         finally:
             pool.release(connection)
 
+    def close(self) -> None:
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.disconnect()
+
     def _pool_of_this_process(self) -> redis.ConnectionPool:
         with self._lock:
             if self._pool is None:
@@ -93,6 +102,9 @@ class ClientConnection:
         self.name = f"Redis by the {type(client).__name__} that was given as client"
         self.hint = ""
         self._client = client
+
+    def close(self) -> None:
+        """The application's client is the application's to close."""
 
     def execute(self, command: Command) -> None:
         try:

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -78,6 +78,9 @@ class RedisPublisher:
 
     def deliver(self, message: Message) -> bool:
         """As `publish`, for an event that is encoded already."""
+        if _captures:
+            _captures[-1](message.body)
+            return True
         settings = effective(self._own)
         try:
             _link(settings).send(settings, message)
@@ -86,6 +89,25 @@ class RedisPublisher:
                 raise
             return False
         return True
+
+
+def capture(take: Callable[[bytes], None]) -> None:
+    """From now on, what this process publishes is given to `take`, and goes nowhere else."""
+    _captures.append(take)
+
+
+def release(take: Callable[[bytes], None]) -> None:
+    """Undoes `capture`; what was captured before it is captured again."""
+    _captures.remove(take)
+
+
+def close_connections() -> None:
+    """Closes what this module has opened; what is published later opens it anew."""
+    with _links_lock:
+        links = list(_links.values())
+        _links.clear()
+    for link in links:
+        link.close()
 
 
 def default_publisher() -> RedisPublisher:
@@ -137,6 +159,9 @@ class _Link:
                 self._is_up()
                 return
         self._lose(reason, hint)
+
+    def close(self) -> None:
+        self._connection.close()
 
     def _open_breaker(self, began_s: float) -> None:
         now_s = time.monotonic()
@@ -191,6 +216,7 @@ def _allows_another(failure: TryError, message: Message) -> bool:
     return not failure.hopeless and (failure.executed is False or message.repeatable)
 
 
+_captures: list[Callable[[bytes], None]] = []
 _lost = _Lost()
 _default_publisher = RedisPublisher()
 _links: dict[tuple[str, float, float], _Link] = {}

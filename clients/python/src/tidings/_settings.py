@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -48,6 +48,7 @@ class Settings:
     connect_timeout_s: float | None = None
     socket_timeout_s: float | None = None
     raise_errors: bool | None = None
+    progress_per_second: float | None = None
 
     def over(self, other: Settings) -> Settings:
         mine, theirs = vars(self), vars(other)
@@ -75,6 +76,7 @@ def configure(
     raise_errors: bool | None = None,
     connect_timeout_s: float | None = None,
     socket_timeout_s: float | None = None,
+    progress_per_second: float | None = None,
 ) -> None:
     """Sets for this process where events go; what is left out stays as it was. Forked children inherit it.
 
@@ -89,6 +91,9 @@ def configure(
 
     With `raise_errors` an event that cannot be published raises `PublishError`; without, it is logged,
     counted, and the call returns False. Timeouts are in seconds.
+
+    `progress_per_second` is how often each task's progress goes out at most: 10 for `tidings.celery.progress`
+    and `ProgressRecorder`, and every update of `ProgressTask.update_progress`, unless it is set.
     """
     global _configured
     said = given(
@@ -101,7 +106,13 @@ def configure(
         connect_timeout_s=connect_timeout_s,
         socket_timeout_s=socket_timeout_s,
     )
+    said = replace(said, progress_per_second=_checked_rate(progress_per_second))
     _configured = said.over(_configured)
+
+
+def progress_per_second() -> float | None:
+    """How often a task's progress may go out, if that was said."""
+    return _configured.progress_per_second
 
 
 def given(
@@ -195,3 +206,13 @@ def _checked_length(length: int | None) -> int | None:
     if length < 1:
         raise ValueError(f"ingest_length_max must be at least 1, not {length}")
     return length
+
+
+def _checked_rate(per_second: float | None) -> float | None:
+    if per_second is None:
+        return None
+    if isinstance(per_second, bool) or not isinstance(per_second, (int, float)):
+        raise TypeError(f"progress_per_second must be a number, not {type(per_second).__name__}")
+    if not per_second > 0:
+        raise ValueError(f"progress_per_second must be more than 0, not {per_second}")
+    return per_second

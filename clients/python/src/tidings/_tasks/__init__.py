@@ -1,0 +1,1 @@
+"""What is known and said of Celery tasks; `tidings.celery` is its public face."""
