@@ -34,6 +34,15 @@ CALLS = {
 
 PUBLIC_MODULES = {
     "celery": ["Progress", "ProgressRecorder", "ProgressTask", "install", "progress", "uninstall"],
+    "fastapi": [
+        "Events",
+        "Session",
+        "Sessions",
+        "broadcaster",
+        "lifespan",
+        "register_task",
+        "register_task_sync",
+    ],
     "testing": ["Published", "capture"],
 }
 
@@ -105,6 +114,12 @@ def test_without_celery_a_task_base_says_what_is_missing():
     code = "import sys; sys.modules['celery'] = None; from tidings import ProgressTask"
     failed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
     assert "pip install 'tidings[celery]'" in failed.stderr
+
+
+def test_without_fastapi_its_module_says_what_is_missing():
+    code = "import sys; sys.modules['fastapi'] = None; import tidings.fastapi"
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert "pip install 'tidings[fastapi]'" in failed.stderr
 
 
 def test_the_readme_example_is_python():
