@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.error import HTTPError
 from urllib.parse import unquote
 
@@ -23,6 +24,9 @@ import redis
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
+
+if TYPE_CHECKING:
+    from celery_lab import Bridge, CeleryRedis
 
 FOLDER = Path(__file__).parent
 DEADLINE_S = 60.0
@@ -73,6 +77,10 @@ class Process:
                 stderr=output,
                 env={**outside, **environment},
             )
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
     def stop(self) -> None:
         self._process.terminate()
@@ -325,3 +333,37 @@ def web(redis_url: str, logs: Path) -> Iterator[str]:
     wait_until(lambda: get_json(f"{address}/openapi.json"), "the application")
     yield address
     process.stop()
+
+
+@pytest.fixture(scope="session")
+def celery_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CeleryRedis]:
+    """The Redis of the unmodified tasks, which are sent from here."""
+    from celery_lab import CeleryRedis
+
+    server = CeleryRedis(tmp_path_factory.mktemp("celery"))
+    os.environ["CELERY_REDIS"] = server.url
+    from unmodified.tasks import app
+
+    app.conf.update(broker_url=server.url, result_backend=server.url)
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def bridge(binary: str, celery_redis: CeleryRedis, logs: Path) -> Iterator[Bridge]:
+    """A service that listens to Celery, and finds out soon what is lost."""
+    from celery_lab import Bridge
+
+    bridge = Bridge(binary, celery_redis.url, logs)
+    yield bridge
+    bridge.stop()
+
+
+@pytest.fixture
+def project(bridge: Bridge) -> Iterator[tuple[str, Page, Page]]:
+    """A project, a page that follows it, and one that follows another, which gets nothing."""
+    name = f"p-{uuid.uuid4()}"
+    page, other = bridge.service.follow(name), bridge.service.follow(f"{name}-other")
+    yield name, page, other
+    assert other.nothing_waits()
+    bridge.service.close()

@@ -50,6 +50,7 @@ use crate::{
 use asking::{Asker, Findings, Questions};
 use control::Control;
 use delivery::{Delivered, Delivery};
+use events::WorkerChange;
 use listening::{Heard, Listener, Way, escaped};
 use outbox::Outbox;
 use project::Finder;
@@ -118,6 +119,8 @@ pub(crate) struct Celery {
     /// All that is followed is to be read anew, because of these.
     resync: Vec<Way>,
     needs_resync: bool,
+    /// It has not been told to send events.
+    worker_came: bool,
     ways: Vec<(Way, bool)>,
     appends: bool,
     workers_silent: Option<String>,
@@ -205,6 +208,7 @@ impl Celery {
             outbox: Outbox::default(),
             resync: Vec::new(),
             needs_resync: false,
+            worker_came: false,
             appends: false,
             workers_silent: None,
             status: Arc::default(),
@@ -279,7 +283,7 @@ impl Celery {
             self.tracker.wake(self.hears_backend(), now_ms);
             self.collect(now_ms);
             sending = sending.or_else(|| self.deliver(false));
-            if self.tracker.is_curious() {
+            if self.worker_came || self.tracker.is_curious() {
                 asking = asking.or_else(|| self.ask());
             }
         }
@@ -298,7 +302,10 @@ impl Celery {
         let now_ms = self.now_ms();
         match heard {
             Heard::Report(report) => self.tracker.take(*report, now_ms),
-            Heard::Worker(event) => self.tracker.take_worker(&event, now_ms),
+            Heard::Worker(event) => {
+                self.worker_came |= event.change == WorkerChange::Online;
+                self.tracker.take_worker(&event, now_ms);
+            }
             Heard::GroupSaved(group, members) => self.tracker.group_saved(&group, &members, now_ms),
             Heard::Connected(way) => {
                 self.set_heard(way, true);
@@ -404,6 +411,11 @@ impl Celery {
         if is_whole {
             ids = self.tracker.open_tasks();
             groups = self.tracker.open_groups();
+        }
+        if let Some(asker) = &mut self.asker
+            && std::mem::take(&mut self.worker_came)
+        {
+            asker.worker_came();
         }
         let questions =
             Questions { ids, groups, is_whole, resynced, asks_workers: self.appends, asked_ms: now_ms };

@@ -25,6 +25,9 @@ const READ_MAX: usize = 100;
 const QUERY_MAX: usize = 500;
 /// How often workers are told to send events: those that have just started do not know it.
 const ENABLE_INTERVAL: Duration = Duration::from_secs(5);
+/// One that says that it has come listens a moment later: for so long it is told that often.
+const COMING_TIME: Duration = Duration::from_secs(5);
+const COMING_INTERVAL: Duration = Duration::from_millis(400);
 
 /// What is asked.
 #[derive(Debug, Default)]
@@ -65,6 +68,7 @@ pub(super) struct Asker {
     asks_workers: bool,
     enables_events: bool,
     enable_due: Instant,
+    worker_came_at: Option<Instant>,
     reading: Arc<Reading>,
 }
 
@@ -88,6 +92,7 @@ impl Asker {
             asks_workers: settings.asks_workers,
             enables_events: settings.enables_events,
             enable_due: Instant::now(),
+            worker_came_at: None,
             reading,
         }
     }
@@ -95,6 +100,12 @@ impl Asker {
     /// Whether workers are to be told something.
     pub(super) fn is_due(&self) -> bool {
         self.enables_events && Instant::now() >= self.enable_due
+    }
+
+    /// One has started: it does not know yet that it is to send events.
+    pub(super) fn worker_came(&mut self) {
+        self.enable_due = Instant::now();
+        self.worker_came_at = Some(self.enable_due);
     }
 
     pub(super) async fn ask(mut self: Box<Self>, questions: Questions) -> (Box<Self>, Findings) {
@@ -148,7 +159,8 @@ impl Asker {
             && let Some(control) = &mut self.control
         {
             control.enable_events().await?;
-            self.enable_due = Instant::now() + ENABLE_INTERVAL;
+            let is_coming = self.worker_came_at.is_some_and(|came_at| came_at.elapsed() < COMING_TIME);
+            self.enable_due = Instant::now() + if is_coming { COMING_INTERVAL } else { ENABLE_INTERVAL };
         }
         let Some(control) = self.control.as_mut().filter(|_| self.asks_workers) else { return Ok(()) };
         let mut missing: HashSet<_> = findings.questions.ids.iter().cloned().collect();
