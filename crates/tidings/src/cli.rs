@@ -11,6 +11,7 @@ mod publish;
 mod serve;
 mod tail;
 mod token;
+mod watch;
 
 use std::{
     io::{self, Write as _},
@@ -68,6 +69,8 @@ enum Command {
     Publish(publish::Arguments),
     /// Show a project's events as they happen
     Tail(tail::Arguments),
+    /// Watch a folder and publish to a service what becomes of its files
+    Watch(watch::Arguments),
     /// Make a token (JWT) for development
     Token(token::Arguments),
     Bench(bench::Arguments),
@@ -131,6 +134,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Dev { no_demo } => serve::dev(&layers, !no_demo)?,
         Command::Publish(arguments) => publish::run(&Settings::read(&layers)?, arguments)?,
         Command::Tail(arguments) => tail::run(&Settings::read(&layers)?, arguments)?,
+        Command::Watch(arguments) => return watch::run(&Settings::read(&layers)?, arguments),
         Command::Token(arguments) => token::run(&layers, &arguments)?,
         Command::Bench(arguments) => return bench::run(&arguments),
         Command::Config { json } => {

@@ -8,6 +8,7 @@ mod layers;
 mod secret;
 mod table;
 mod tables;
+mod watch;
 
 use std::{
     collections::BTreeMap,
@@ -37,6 +38,7 @@ pub use keys::{ADMIN, KEYLESS, KeySettings, Scope};
 pub use layers::{Flags, Layers, Origin, SettingError, Value};
 pub(crate) use secret::Secret;
 pub use table::{SETTINGS, Setting};
+pub use watch::{WatchProject, WatchSettings};
 
 /// The variables of this process's environment: the one place where it is read. What is not Unicode is no setting.
 #[allow(clippy::disallowed_methods, reason = "this is the place")]
@@ -144,6 +146,8 @@ pub struct Settings {
     pub log_format: Option<LogFormat>,
     /// What is logged, in the syntax of `RUST_LOG`.
     pub log_filter: String,
+    /// Folders to watch.
+    pub watch: Vec<WatchSettings>,
     /// The project of each workspace.
     pub workspaces: BTreeMap<String, ProjectId>,
 }
@@ -300,6 +304,7 @@ impl Settings {
                 })
                 .transpose()?,
             log_filter: layers.text("RUST_LOG"),
+            watch: watch::read(layers)?,
             workspaces: workspaces(layers)?,
         };
         settings.check_auth(layers)?;

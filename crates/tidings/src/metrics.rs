@@ -41,6 +41,8 @@ pub(crate) enum EventSource {
     IngestStream,
     /// What Celery's tasks do.
     Celery,
+    /// The file watcher.
+    Watcher,
     /// The demonstration of `tidings dev`.
     Demo,
 }
@@ -53,6 +55,7 @@ impl EventSource {
             Self::RedisChannel => "redis_channel",
             Self::IngestStream => "ingest_stream",
             Self::Celery => "celery",
+            Self::Watcher => "watcher",
             Self::Demo => "demo",
         }
     }

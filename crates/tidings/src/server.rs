@@ -35,7 +35,7 @@ use crate::{
     admission::Admission,
     auth::{Auth, Shared},
     burst::Bursts,
-    config::{EngineKind, Environment, Settings},
+    config::{EngineKind, Environment, Settings, WatchSettings},
     ingest::Ingest,
     metrics::Metrics,
     routes::{self, Edge},
@@ -44,6 +44,7 @@ use crate::{
         demo,
         ingest_stream::{self, IngestStream},
         redis_channel::{self, RedisChannel},
+        watcher::Watcher,
     },
     tls::{self, CertificateError, Tls},
 };
@@ -176,6 +177,7 @@ pub struct Server {
     tls: Option<Tls>,
     listeners: Option<(RedisChannel, IngestStream)>,
     celery: Option<Celery>,
+    watchers: Vec<Watcher>,
     /// Ends sources, whose events another node takes over.
     sources: CancellationToken,
     /// Ends upkeep.
@@ -215,6 +217,7 @@ impl Server {
             .map(|address| listeners(address, &settings, &node, &ingest, &metrics, &tasks));
         let auth = auth(&settings, &node)?;
         let celery = celery(&settings, &node, &ingest, &metrics, &tasks)?;
+        let watchers = watchers(&settings, &node, &ingest, &metrics, &tasks);
         let edge = Edge {
             port: public.port(),
             settings,
@@ -234,7 +237,18 @@ impl Server {
         };
         let shards = drivers.into_iter().zip(incomings).collect();
         let sources = stop.child_token();
-        Ok(Self { edge: Arc::new(edge), public, internal, shards, tls, listeners, celery, sources, stop })
+        Ok(Self {
+            edge: Arc::new(edge),
+            public,
+            internal,
+            shards,
+            tls,
+            listeners,
+            celery,
+            watchers,
+            sources,
+            stop,
+        })
     }
 
     /// The address that the public listener got.
@@ -262,8 +276,18 @@ impl Server {
     /// Serves until `stop`, then sends every client away at its appointment and waits for all that runs to end. Returns
     /// how many connections did not end by themselves.
     pub async fn run(self, stop: CancellationToken) -> Result<usize, StartError> {
-        let Self { edge, public: _, internal, shards, tls, listeners, celery, sources, stop: stop_upkeep } =
-            self;
+        let Self {
+            edge,
+            public: _,
+            internal,
+            shards,
+            tls,
+            listeners,
+            celery,
+            watchers,
+            sources,
+            stop: stop_upkeep,
+        } = self;
         let (accepting, failed) = (CancellationToken::new(), CancellationToken::new());
         let limits = public_limits(&edge);
         for (number, (driver, incomings)) in (0..).zip(shards) {
@@ -291,6 +315,9 @@ impl Server {
         }
         if let Some(celery) = celery {
             edge.tasks.spawn(celery.run(sources.clone()));
+        }
+        for watcher in watchers {
+            edge.tasks.spawn(watcher.run(sources.clone()));
         }
         tokio::select! {
             () = stop.cancelled() => {}
@@ -411,6 +438,31 @@ fn celery(
         tasks: tasks.clone(),
     };
     Celery::new(surroundings).map(Some).map_err(StartError::Celery)
+}
+
+/// Each folder that is watched. Nodes that share their streams share the folders, too, but for their own.
+fn watchers(
+    settings: &Settings,
+    node: &Arc<Node>,
+    ingest: &Arc<Ingest>,
+    metrics: &Arc<Metrics>,
+    tasks: &TaskTracker,
+) -> Vec<Watcher> {
+    let watcher = |table: &WatchSettings| {
+        node.vigil().expect(Source::Watcher, &Watcher::part(table));
+        Watcher {
+            table: table.clone(),
+            node: settings.node.clone(),
+            event_bytes_max: settings.event_bytes_max,
+            ingest: Arc::clone(ingest),
+            metrics: Arc::clone(metrics),
+            vigil: Arc::clone(node.vigil()),
+            member: node.redis().cloned(),
+            folder: settings.journal.as_ref().map(|journal| journal.folder.clone()),
+            tasks: tasks.clone(),
+        }
+    };
+    settings.watch.iter().map(watcher).collect()
 }
 
 /// What decides about sessions. A node that keeps its own streams keeps what it has revoked with them.

@@ -4,3 +4,4 @@ pub(crate) mod celery;
 pub(crate) mod demo;
 pub(crate) mod ingest_stream;
 pub(crate) mod redis_channel;
+pub(crate) mod watcher;

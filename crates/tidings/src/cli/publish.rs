@@ -10,7 +10,8 @@ use tidings_protocol::Event;
 use super::http;
 use crate::config::{Scope, Settings};
 
-const PATH: &str = "/api/events";
+/// Where events are published.
+pub(super) const PATH: &str = "/api/events";
 
 /// tidings publish task.progress -p demo `task_id=t1` progress.current=3 progress.total=10
 #[derive(Args)]
@@ -45,8 +46,7 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<(
         event
     };
     let service = http::Service::of(settings, arguments.url, true)?;
-    let scoped = || settings.keys.iter().find(|key| key.scopes.contains(&Scope::Publish)).map(|key| &key.key);
-    let key = arguments.key.as_ref().or(settings.publish_keys.first()).or_else(scoped).map(String::as_str);
+    let key = arguments.key.as_deref().or_else(|| key_of(settings));
     let content_type = if from_input { "application/x-ndjson" } else { "application/json" };
     let (status, text) = service.post(PATH, key, content_type, &body)?;
     if status != 202 {
@@ -54,6 +54,12 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<(
     }
     writeln!(io::stdout(), "{text}")?;
     Ok(())
+}
+
+/// The first key of the settings that may publish.
+pub(super) fn key_of(settings: &Settings) -> Option<&str> {
+    let scoped = || settings.keys.iter().find(|key| key.scopes.contains(&Scope::Publish)).map(|key| &key.key);
+    settings.publish_keys.first().or_else(scoped).map(String::as_str)
 }
 
 fn build(arguments: &Arguments) -> anyhow::Result<Value> {

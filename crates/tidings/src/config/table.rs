@@ -210,6 +210,10 @@ pub static SETTINGS: &[Setting] = &[
         None,
         "addresses and networks of proxies whose forwarding headers count, comma separated; `none`: clients connect directly; unset: the headers are ignored and limits per address are off",
     ),
+    tables(
+        "TIDINGS_WATCH",
+        "folders to watch, as a JSON array of the objects that `[[watch]]` in the file are; one of the two, see watching.md",
+    ),
     plain(
         "TIDINGS_CONNECTIONS_MAX",
         None,

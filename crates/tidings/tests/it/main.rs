@@ -27,5 +27,7 @@ mod resume;
 mod sessions;
 mod sse;
 mod tls;
+mod watch;
+mod watch_command;
 mod ways;
 mod websocket;
