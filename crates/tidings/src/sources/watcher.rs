@@ -10,6 +10,7 @@ mod kernel;
 mod ledger;
 mod listening;
 mod look;
+mod looking;
 mod path;
 mod rules;
 mod state;

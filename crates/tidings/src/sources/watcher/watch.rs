@@ -1,7 +1,7 @@
 //! Watches one table's folder on a thread of its own: hears, looks, compares, announces, keeps. Knows the kernel, the files and
 //! the state only by what they answer; where events go, its [`Sink`] knows.
 
-use std::{collections::BTreeSet, io, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use serde_json::Value;
 use tidings_protocol::Gap;
@@ -9,12 +9,13 @@ use tokio::time::Instant;
 
 use super::{
     announce::{Announcer, Batch, Progress},
-    difference::{Changes, Difference, Sight},
+    difference::Changes,
     dirty::Timing,
     index::Index,
     ledger::{Due, Ledger},
     listening::{Listening, Polling},
-    look::{Disk, Witness, look, look_into, wall_ns},
+    look::{Disk, look, look_into, wall_ns},
+    looking::{Baseline, Comparison, Looking},
     path::RelPath,
     rules::Rules,
     state::Store,
@@ -30,8 +31,6 @@ const OUTAGE_PAUSE: Duration = Duration::from_secs(1);
 const KEEP_PAUSE_MS: u64 = 10_000;
 /// What the kernel tells is gathered for so long: whoever writes much would wake us for each piece.
 const GATHER_PAUSE: Duration = Duration::from_millis(5);
-/// Folders that cannot be read and were told of; then they are told of again.
-const TOLD_MAX: usize = 10_000;
 
 /// What became of events.
 #[derive(Debug)]
@@ -412,104 +411,6 @@ impl<S: Sink> Watch<S> {
         } else {
             self.heard_again(Gap::Recovered);
         }
-    }
-}
-
-/// What every look does beside looking.
-struct Looking<'a> {
-    listening: &'a mut Listening,
-    unread: &'a mut BTreeSet<RelPath>,
-    root: &'a std::path::Path,
-    stop: &'a Stop,
-    is_stopped: bool,
-    /// The watched folder itself could not be seen.
-    is_cut: bool,
-}
-
-impl<'a> Looking<'a> {
-    fn new(
-        listening: &'a mut Listening,
-        unread: &'a mut BTreeSet<RelPath>,
-        root: &'a std::path::Path,
-        stop: &'a Stop,
-    ) -> Self {
-        Self { listening, unread, root, stop, is_stopped: false, is_cut: false }
-    }
-
-    fn enter(&mut self, folder: &RelPath) -> bool {
-        self.is_stopped |= self.stop.is_asked();
-        if !self.is_stopped {
-            self.listening.enter(self.root, folder);
-        }
-        !self.is_stopped
-    }
-
-    fn saw(&mut self, sight: &Sight) {
-        match sight {
-            Sight::Gone(path) | Sight::Ignored(path) => self.listening.leave(path),
-            Sight::File(path, _) => {
-                self.unread.remove(path);
-            }
-            Sight::Folder { path, others, ignored, .. } => {
-                if self.unread.remove(path) {
-                    tracing::info!(root = ?self.root, ?path, "can be read again");
-                }
-                self.listening.keep_only(path, others);
-                for name in ignored {
-                    self.listening.leave(&path.join(name));
-                }
-            }
-        }
-    }
-
-    fn cannot_see(&mut self, path: &RelPath, error: &io::Error) {
-        self.is_cut |= path.is_root();
-        if self.unread.len() >= TOLD_MAX {
-            self.unread.clear();
-        }
-        if self.unread.insert(path.clone()) {
-            tracing::warn!(root = ?self.root, ?path, %error, "cannot be read; what was known of it is kept");
-        }
-    }
-}
-
-struct Baseline<'a, 'b> {
-    looking: &'a mut Looking<'b>,
-    ledger: &'a mut Ledger,
-}
-
-impl Witness for Baseline<'_, '_> {
-    fn enter(&mut self, folder: &RelPath) -> bool {
-        self.looking.enter(folder)
-    }
-
-    fn see(&mut self, sight: Sight) {
-        self.looking.saw(&sight);
-        self.ledger.take_as_baseline(sight);
-    }
-
-    fn cannot_see(&mut self, path: &RelPath, error: &io::Error) {
-        self.looking.cannot_see(path, error);
-    }
-}
-
-struct Comparison<'a> {
-    looking: Looking<'a>,
-    difference: Difference<'a>,
-}
-
-impl Witness for Comparison<'_> {
-    fn enter(&mut self, folder: &RelPath) -> bool {
-        self.looking.enter(folder)
-    }
-
-    fn see(&mut self, sight: Sight) {
-        self.looking.saw(&sight);
-        self.difference.see(sight);
-    }
-
-    fn cannot_see(&mut self, path: &RelPath, error: &io::Error) {
-        self.looking.cannot_see(path, error);
     }
 }
 

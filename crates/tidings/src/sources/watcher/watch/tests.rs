@@ -1,7 +1,7 @@
 //! A folder that is watched on a real disk, with what takes its events and its state failing on demand.
 
 use std::{
-    fs,
+    fs, io,
     sync::{
         Arc,
         mpsc::{Receiver, Sender, channel},
