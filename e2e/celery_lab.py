@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from kombu.exceptions import OperationalError
 
 from conftest import DEADLINE_S, FOLDER, Page, Process, Service, free_port, get_json, wait_until
 
@@ -91,7 +92,13 @@ class Worker:
     def wait(self) -> Worker:
         from unmodified.tasks import app
 
-        wait_until(lambda: app.control.inspect([self.name], timeout=0.5).ping(), "the worker")
+        def answers() -> bool:
+            try:
+                return bool(app.control.inspect([self.name], timeout=0.5).ping())
+            except (redis.ConnectionError, OperationalError):
+                return False  # a connection from before Redis was restarted
+
+        wait_until(answers, "the worker")
         return self
 
     def kill(self) -> None:
@@ -122,6 +129,7 @@ class Bridge:
             "TIDINGS_CELERY_BROKER_URL": celery_url,
             "TIDINGS_CELERY_ENABLE_EVENTS": "true",
             "TIDINGS_CELERY_LOST_SECONDS": "2",
+            "WS_HEARTBEAT_INTERVAL": "3600",
             **more,
         }
         self.service = Service(port, self._log)
@@ -147,7 +155,10 @@ class Bridge:
 
     def state(self, project_id: str) -> dict[str, str]:
         """The newest event of each task that a page is given that comes only now."""
-        confirmed = self.service.open().subscribe(project_id)
+        page = self.service.open()
+        confirmed = page.subscribe(project_id)
+        while confirmed["type"] != "subscription.confirmed":
+            confirmed = page.next()
         return {task["task_id"]: task["type"] for task in confirmed["state"]["tasks"]}
 
 
