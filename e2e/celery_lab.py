@@ -65,13 +65,22 @@ class CeleryRedis:
 class Worker:
     """A Celery worker, in a group of processes of its own, so that all of it can be killed at once."""
 
-    def __init__(self, pool: str, concurrency: int, url: str, log: Path, *more: str) -> None:
+    def __init__(
+        self,
+        pool: str,
+        concurrency: int,
+        url: str,
+        log: Path,
+        *more: str,
+        app: str = "unmodified.tasks",
+        **environment: str,
+    ) -> None:
         self.name = f"{pool}-{free_port()}@lab"
         arguments = [
             "-m",
             "celery",
             "-A",
-            "unmodified.tasks",
+            app,
             "worker",
             "--pool",
             pool,
@@ -85,7 +94,7 @@ class Worker:
                 cwd=FOLDER,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "CELERY_REDIS": url},
+                env={**os.environ, "CELERY_REDIS": url, **environment},
                 start_new_session=True,
             )
 

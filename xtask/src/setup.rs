@@ -23,10 +23,20 @@ pub(crate) fn redis() -> anyhow::Result<()> {
 
 /// Makes the Python environment, or brings it up to date. Returns its folder of programs.
 pub(crate) fn python() -> anyhow::Result<PathBuf> {
-    let programs = virtual_environment(&root().join("target/python"))?;
+    environment("target/python", &[])
+}
+
+/// The same with the oldest Celery that we work with. Its `kombu` has to be as old: a newer one wants another Redis client.
+pub(crate) fn python_with_oldest_celery() -> anyhow::Result<PathBuf> {
+    environment("target/python-celery-5.4", &["celery==5.4.*", "kombu==5.4.*"])
+}
+
+fn environment(folder: &str, pinned: &[&str]) -> anyhow::Result<PathBuf> {
+    let programs = virtual_environment(&root().join(folder))?;
     run(Command::new(programs.join("python"))
         .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable"])
-        .args(["clients/python[celery,test]", "--requirement", "e2e/requirements.txt"]))?;
+        .args(["clients/python[celery,test]", "--requirement", "e2e/requirements.txt"])
+        .args(pinned))?;
     Ok(programs)
 }
 

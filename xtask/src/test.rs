@@ -2,12 +2,23 @@
 
 use std::{
     io::{BufRead, BufReader},
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, bail};
 
 use crate::{arguments, cargo, conformance, root, setup};
+
+/// What depends on the version of Celery.
+const WITH_CELERY: [&str; 6] = [
+    "clients/python/tests/test_celery.py",
+    "clients/python/tests/test_install.py",
+    "clients/python/tests/test_testing.py",
+    "e2e/test_celery.py",
+    "e2e/test_celery_ends.py",
+    "e2e/test_celery_package.py",
+];
 
 /// What a run of tests came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,22 +30,25 @@ pub(crate) struct Counts {
 pub(crate) fn run() -> anyhow::Result<()> {
     setup::redis()?;
     let python = setup::python()?.join("python");
+    let oldest = setup::python_with_oldest_celery()?.join("python");
     crate::run(cargo().args(["build", "--package", "tidings"]))?;
     let mut counts = Counts::default();
     let mut broken = Vec::new();
     // Beside this program, wherever cargo was told to build.
     let binary = std::env::current_exe()?.with_file_name("tidings");
-    let pytest = |folder: &str| {
-        let mut command = Command::new(&python);
-        command.args(["-m", "pytest", "-q", folder]).env("TIDINGS_BINARY", &binary);
+    let pytest_with = |python: &Path, tests: &[&str]| {
+        let mut command = Command::new(python);
+        command.args(["-m", "pytest", "-q"]).args(tests).env("TIDINGS_BINARY", &binary);
         command
     };
+    let pytest = |folder: &str| pytest_with(&python, &[folder]);
     let mut cargo_test = cargo();
     cargo_test.args(["test", "--workspace", "--no-fail-fast"]);
     // The service's own tests once more, with its streams in Redis.
     let mut on_redis = cargo();
     on_redis.args(["test", "--package", "tidings", "--test", "it"]).env("TIDINGS_TEST_ENGINE", "redis");
-    for mut suite in [cargo_test, on_redis, pytest("clients/python"), pytest("e2e")] {
+    let with_oldest_celery = pytest_with(&oldest, &WITH_CELERY);
+    for mut suite in [cargo_test, on_redis, pytest("clients/python"), pytest("e2e"), with_oldest_celery] {
         let of_suite = run_suite(&mut suite)?;
         if of_suite.passed == 0 {
             broken.push(format!("`{}` ran no test", arguments(&suite)));
