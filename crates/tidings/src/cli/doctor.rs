@@ -79,24 +79,11 @@ async fn look_at_redis(settings: &Settings, findings: &mut Findings) {
             Err(_) => findings.trouble(format!("{name}: Redis does not answer")),
         }
     }
-    let Some(broker) = &celery.broker else {
-        if celery.backend.is_some() {
-            let text = "TIDINGS_CELERY_BROKER_URL is unset: tasks with `ignore_result` are not seen to end, and one whose worker \
-                        has died is not found to be lost";
-            findings.hint(text);
-        }
-        return;
-    };
-    let Ok(address) = server::over_tls(settings, Some(broker.clone())) else { return };
-    let Some(address) = address else { return };
-    let channel = format!("{}celery.pidbox", celery.fanout_prefix);
-    let servers = Servers::lazy(address);
-    match timeout(ANSWER_WITHIN, servers.anchor().listeners(&channel)).await {
-        Ok(Ok(0)) => findings.hint(format!(
-            "no Celery worker listens on `{channel}`: none runs, remote control is off, or TIDINGS_CELERY_FANOUT_PREFIX differs"
-        )),
-        Ok(Ok(workers)) => findings.good(format!("{workers} Celery workers listen to remote control")),
-        Ok(Err(_)) | Err(_) => findings.hint("how many Celery workers there are cannot be found out"),
+    if celery.backend.is_some() && celery.broker.is_none() {
+        findings.hint(
+            "TIDINGS_CELERY_BROKER_URL is unset: tasks with `ignore_result` are not seen to end, and one whose worker has died is \
+             not found to be lost",
+        );
     }
 }
 
@@ -160,6 +147,12 @@ fn read_report(url: &str, report: &Value, findings: &mut Findings) {
     findings.good(format!(
         "Celery: {tasks} tasks remembered, {running} of them not ended, {workers} workers heard"
     ));
+    if *workers == 0 && list(&celery["ways"]).iter().any(|way| way[0] == "events") {
+        findings.hint(
+            "no Celery worker is heard: none runs, its heartbeats are off, or TIDINGS_CELERY_BROKER_PREFIX, _FANOUT_PREFIX or \
+             _EVENT_EXCHANGE differs from Celery's settings",
+        );
+    }
     if let Some(error) = celery["workers_silent"].as_str() {
         findings.trouble(format!("Celery's workers cannot be asked: {error}"));
     }

@@ -232,7 +232,7 @@ async fn what_belongs_to_no_project_is_counted_and_the_doctor_says_why() {
     let output = tidings(&["doctor", "--url", &service.url("")], &settings).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}");
-    for words in ["may be listened to", "no Celery worker listens", "tasks `app.other` belong to no project"]
+    for words in ["may be listened to", "no Celery worker is heard", "tasks `app.other` belong to no project"]
     {
         assert!(said.contains(words), "{said}");
     }

@@ -66,17 +66,18 @@ impl Processes {
         }
     }
 
-    /// Takes how a task is now.
+    /// Takes how a task is now, which belongs to this group.
     pub(super) fn observe(
         &mut self,
         id: &TaskId,
+        group: Option<&TaskId>,
         about: &About,
         outcome: Option<bool>,
         now_ms: u64,
         out: &mut Vec<Outgoing>,
     ) {
         let project = about.project.as_ref().map(|(_, project)| project);
-        if let Some(group) = &about.group {
+        if let Some(group) = group {
             self.join(group, Kind::Group, id, project, now_ms);
             self.want_size(group, about.group_size);
             self.step(group, id, outcome);

@@ -54,6 +54,8 @@ pub(super) struct Task {
     /// The next update may be told.
     update_due_ms: u64,
     last_update: Option<Progress>,
+    /// It stood behind another one that failed.
+    never_ran: bool,
     /// The last time that it was certainly there.
     pub(super) heard_ms: u64,
     /// Since when no worker knows it.
@@ -295,6 +297,7 @@ impl Task {
             Phase::Ended { well: false, .. } if well => {}
             Phase::Ended { .. } => return,
         }
+        self.never_ran = matches!(&end, End::Failed(Failure { reason: Reason::NotRun, .. }));
         let is_lost = matches!(&end, End::Failed(Failure { reason: Reason::Lost, .. }));
         self.phase = Phase::Ended { well, is_lost, at_ms: now_ms };
         self.soft_end = None;
@@ -390,6 +393,11 @@ impl Task {
             Phase::Ended { well, .. } => Some(well),
             _ => None,
         }
+    }
+
+    /// Whether it ended without having run.
+    pub(super) fn never_ran(&self) -> bool {
+        self.never_ran
     }
 
     fn is_lost(&self) -> bool {

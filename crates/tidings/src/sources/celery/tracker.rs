@@ -368,7 +368,10 @@ impl Tracker {
         if self.options.shows_processes
             && let Some(tracked) = self.tasks.get(id)
         {
-            self.processes.observe(id, &tracked.task.about, tracked.task.outcome(), now_ms, &mut self.out);
+            let (about, outcome) = (&tracked.task.about, tracked.task.outcome());
+            // A chord's body has its header's group in Celery 5.7, and is none of its tasks.
+            let group = about.group.as_ref().filter(|_| !tracked.task.never_ran());
+            self.processes.observe(id, group, about, outcome, now_ms, &mut self.out);
         }
     }
 
