@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Updates of Celery tasks in tight loops: what reaches a client, and what that costs the service, beside the same on the plain channel.
+"""Updates of Celery tasks in tight loops: what reaches a client, and what they cost the service.
 
     target/python/bin/python bench/celery.py [--rate 5000] [--seconds 10] [--tasks 20] [--repetitions 3]
 
 Needs `redis-server`, the packages of the end-to-end tests and a release build. What is published is what a worker writes: the
-state is kept and published in one transaction. Both runs publish as many messages, at times fixed in advance.
+state is kept and published in one transaction. Beside it the same updates on the plain channel, as many and at the
+same times.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(*command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         yield process
     finally:
@@ -106,7 +109,7 @@ def publish(client: redis.Redis, by_celery: bool, options: argparse.Namespace) -
             key, body = (state if by_celery else event)(task, step, each)
             if by_celery:
                 pipe.execute_command("MULTI")
-                pipe.setex(key, 60, body)
+                pipe.set(key, body, ex=60)
             pipe.publish(key, body)
             if by_celery:
                 pipe.execute_command("EXEC")
@@ -132,7 +135,9 @@ def run(by_celery: bool, options: argparse.Namespace) -> dict[str, float]:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         program = shutil.which("redis-server") or "redis-server"
         stack.enter_context(
-            running(program, "--port", str(redis_port), "--save", "", "--dir", folder, "--loglevel", "warning")
+            running(
+                program, "--port", str(redis_port), "--save", "", "--dir", folder, "--loglevel", "warning"
+            )
         )
         client = redis.Redis(port=redis_port)
         until(client.ping)
