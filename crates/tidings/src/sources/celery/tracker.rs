@@ -32,6 +32,8 @@ const NO_PROJECT_AFTER_MS: u64 = 2_000;
 const HOMELESS_MAX: usize = 200;
 /// A worker that is silent for so many of its heartbeats is not relied upon.
 const BEATS_MISSED_MAX: f64 = 2.5;
+/// How often it is looked for those.
+const WORKERS_INTERVAL_MS: u64 = 500;
 /// Workers that are remembered.
 const WORKERS_MAX: usize = 10_000;
 
@@ -55,7 +57,8 @@ pub(super) struct Tracker {
     due: BTreeSet<(u64, TaskId)>,
     processes: Processes,
     workers: HashMap<Box<str>, Worker>,
-    /// To be asked about at once.
+    workers_due_ms: u64,
+    /// To be asked about next.
     ask_now: BTreeSet<TaskId>,
     /// Tasks of which something has changed that is kept.
     changed: HashSet<TaskId>,
@@ -115,6 +118,7 @@ impl Tracker {
             due: BTreeSet::new(),
             processes: Processes::new(options.pace.update_ms),
             workers: HashMap::new(),
+            workers_due_ms: 0,
             ask_now: BTreeSet::new(),
             changed: HashSet::new(),
             forgotten: Vec::new(),
@@ -242,6 +246,13 @@ impl Tracker {
         }
         self.processes.wake(now_ms, &mut self.out);
         self.forget(now_ms);
+        if now_ms >= self.workers_due_ms {
+            self.workers_due_ms = now_ms + WORKERS_INTERVAL_MS;
+            self.look_for_silent_workers(now_ms);
+        }
+    }
+
+    fn look_for_silent_workers(&mut self, now_ms: u64) {
         let silent: Vec<_> = self
             .workers
             .extract_if(|_, worker| now_ms > worker.heard_ms + worker.silence_ms)
@@ -260,7 +271,7 @@ impl Tracker {
 
     /// Whether something is to be asked that is known for a moment only.
     pub(super) fn is_curious(&self) -> bool {
-        !self.ask_now.is_empty() || self.processes.is_curious()
+        self.processes.is_curious()
     }
 
     /// Tasks to be asked about now.
