@@ -11,13 +11,15 @@ use anyhow::{Context as _, bail};
 use crate::{arguments, cargo, conformance, root, setup};
 
 /// What depends on the version of Celery.
-const WITH_CELERY: [&str; 6] = [
+const WITH_CELERY: [&str; 8] = [
     "clients/python/tests/test_celery.py",
     "clients/python/tests/test_install.py",
     "clients/python/tests/test_testing.py",
     "e2e/test_celery.py",
     "e2e/test_celery_ends.py",
     "e2e/test_celery_package.py",
+    "e2e/test_celery_rare.py",
+    "e2e/test_celery_written.py",
 ];
 
 /// What a run of tests came to.
