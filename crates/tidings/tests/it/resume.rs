@@ -296,8 +296,10 @@ async fn of_two_that_show_the_same_token_one_resumes_and_the_other_loses_nothing
             assert_eq!(loser.subscribe(stream).await["recovered"], true);
         }
         let round = publisher.more(3).await;
-        winner.until(|message| message["project_id"] == "*").await;
-        assert_eq!(winner.live.len(), 3);
+        // In which order its streams are confirmed is not said.
+        while winner.live.len() < 3 {
+            winner.next().await;
+        }
         winner.until_round(round).await;
         loser.until_round(round).await;
         // The loser's own token is as good as any.
