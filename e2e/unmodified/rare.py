@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Any
 
-from unmodified.tasks import add, app
+from unmodified.tasks import add, app, sleep
 
 app.conf.update(
     result_serializer=os.environ.get("RESULT_SERIALIZER", "json"),
@@ -60,3 +60,9 @@ def strange_updates(self: Any, *, project_id: str) -> None:
 @app.task
 def deep(*, project_id: str) -> Any:
     return nested(400)
+
+
+@app.task
+def send_on(names: list[str], *, project_id: str) -> list[str]:
+    """Sends a task for each of these projects, as one does that serves many."""
+    return [str(sleep.delay(project_id=name, seconds=0.1).id) for name in names]

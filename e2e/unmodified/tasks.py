@@ -107,7 +107,7 @@ def without_result(self: Any, *, project_id: str) -> None:
 @app.task
 def hostile(kind: str, *, project_id: str) -> Any:
     nested: Any = []
-    for _ in range(120):
+    for _ in range(300):
         nested = [nested]
     return {
         "nan": float("nan"),

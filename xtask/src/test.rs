@@ -11,13 +11,14 @@ use anyhow::{Context as _, bail};
 use crate::{arguments, cargo, conformance, root, setup};
 
 /// What depends on the version of Celery.
-const WITH_CELERY: [&str; 8] = [
+const WITH_CELERY: [&str; 9] = [
     "clients/python/tests/test_celery.py",
     "clients/python/tests/test_install.py",
     "clients/python/tests/test_testing.py",
     "e2e/test_celery.py",
     "e2e/test_celery_ends.py",
     "e2e/test_celery_package.py",
+    "e2e/test_celery_projects.py",
     "e2e/test_celery_rare.py",
     "e2e/test_celery_written.py",
 ];

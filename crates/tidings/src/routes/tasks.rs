@@ -48,10 +48,13 @@ pub(super) async fn register(
     if task_name.as_deref().is_some_and(|name| name.is_empty() || name.len() > 255) {
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "task_name: expected 1 to 255 bytes"));
     }
-    registrar.register(Registration { task_id, project_id, task_name }).await.map_err(|error| {
-        tracing::warn!(error, "a task was not registered");
-        let detail = "the task was not registered, because that cannot be kept; try again";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
-    })?;
+    let everywhere = key.projects().is_everything();
+    registrar.register(Registration { task_id, project_id, task_name, everywhere }).await.map_err(
+        |error| {
+            tracing::warn!(error, "a task was not registered");
+            let detail = "the task was not registered, because that cannot be kept; try again";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        },
+    )?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -24,7 +24,15 @@ mod task;
 mod telling;
 mod tracker;
 
-use std::{future::pending, path::Path, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -71,6 +79,8 @@ const REGISTRATIONS_MAX: usize = 1000;
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a node that has nothing to append renews its lease, or asks for it.
 const LEASE_INTERVAL: Duration = Duration::from_millis(700);
+/// What is due so soon is not left to the next start.
+const FINISH_MS: u64 = 300;
 /// For what is on its way when the service stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// What the result backend calls the results of tasks and of groups.
@@ -121,6 +131,8 @@ pub(crate) struct Celery {
     needs_resync: bool,
     /// It has not been told to send events.
     worker_came: bool,
+    /// There was no room for what was heard.
+    overflowed: Arc<AtomicBool>,
     ways: Vec<(Way, bool)>,
     appends: bool,
     workers_silent: Option<String>,
@@ -152,6 +164,7 @@ impl Celery {
         let (sender, heard) = mpsc::channel(HEARD_MAX);
         let (registrations, registered) = mpsc::channel(REGISTRATIONS_MAX);
         let counts = Arc::clone(metrics.celery());
+        let overflowed = Arc::<AtomicBool>::default();
         let (task_prefix, group_prefix) = (
             format!("{}{TASK_KEY}", settings.backend_prefix),
             format!("{}{GROUP_KEY}", settings.backend_prefix),
@@ -166,6 +179,7 @@ impl Celery {
             probe: format!("tidings:probe:{incarnation}:celery-{}", way.as_str()),
             reading: Arc::clone(&reading),
             heard: sender.clone(),
+            overflowed: Arc::clone(&overflowed),
             counts: Arc::clone(&counts),
             tasks: tasks.clone(),
         };
@@ -209,6 +223,7 @@ impl Celery {
             resync: Vec::new(),
             needs_resync: false,
             worker_came: false,
+            overflowed,
             appends: false,
             workers_silent: None,
             status: Arc::default(),
@@ -309,19 +324,23 @@ impl Celery {
             Heard::GroupSaved(group, members) => self.tracker.group_saved(&group, &members, now_ms),
             Heard::Connected(way) => {
                 self.set_heard(way, true);
+                self.resync.retain(|waiting| *waiting != way);
                 self.resync.push(way);
                 self.needs_resync = true;
             }
             Heard::Silent(way) => {
                 self.set_heard(way, false);
-                self.resync.retain(|waiting| *waiting != way);
                 self.vigil.down(Source::Celery, way.part());
             }
             Heard::Again(way) => {
                 self.set_heard(way, true);
-                self.vigil.up(Source::Celery, way.part(), Gap::None);
+                if self.resync.contains(&way) {
+                    // What was missed before it fell silent was not read yet.
+                    self.needs_resync = true;
+                } else {
+                    self.vigil.up(Source::Celery, way.part(), Gap::None);
+                }
             }
-            Heard::Overflowed => self.needs_resync = true,
         }
     }
 
@@ -335,8 +354,14 @@ impl Celery {
     }
 
     fn register(&mut self, registration: Registration) {
-        let Registration { task_id, project_id, task_name } = registration;
-        self.tracker.register(&task_id, project_id, task_name, self.now_ms());
+        let Registration { task_id, project_id, task_name, everywhere } = registration;
+        if !self.tracker.register(&task_id, project_id, task_name, everywhere, self.now_ms()) {
+            // Debug formatting escapes what a publisher could use to forge lines of the log.
+            tracing::warn!(
+                ?task_id,
+                "a task was registered by a key that may not publish to the project that it says itself"
+            );
+        }
     }
 
     fn collect(&mut self, now_ms: u64) {
@@ -384,7 +409,13 @@ impl Celery {
                 self.tracker.restore(kept, now_ms);
                 self.needs_resync = true;
             }
-            Delivered::NotHeld => {
+            Delivered::NoAnswer { kept, gone } => {
+                // Nothing is let go of: there may be nobody who appends.
+                self.appends = false;
+                self.outbox.failed();
+                self.tracker.keep_again(kept, gone);
+            }
+            Delivered::Elsewhere => {
                 self.appends = false;
                 self.outbox.spare(now_ms);
                 // Whoever appends keeps them.
@@ -405,7 +436,7 @@ impl Celery {
     fn questions(&mut self) -> Option<Questions> {
         let now_ms = self.now_ms();
         let is_whole = std::mem::take(&mut self.needs_resync);
-        let resynced = std::mem::take(&mut self.resync);
+        let resynced = self.resync.clone();
         let mut ids = self.tracker.take_questions(now_ms);
         let mut groups = self.tracker.take_unsized_groups();
         if is_whole {
@@ -417,8 +448,16 @@ impl Celery {
         {
             asker.worker_came();
         }
-        let questions =
-            Questions { ids, groups, is_whole, resynced, asks_workers: self.appends, asked_ms: now_ms };
+        let workers_are_heard = self.tracker.counts().workers > 0;
+        let questions = Questions {
+            workers_are_heard,
+            ids,
+            groups,
+            is_whole,
+            resynced,
+            asks_workers: self.appends,
+            asked_ms: now_ms,
+        };
         (is_whole || questions.has_any() || self.asker.as_ref().is_some_and(|asker| asker.is_due()))
             .then_some(questions)
     }
@@ -446,16 +485,27 @@ impl Celery {
             self.tracker.group_sized(&group, size, now_ms);
         }
         if self.needs_resync {
-            self.resync.extend(findings.questions.resynced);
             return;
         }
         for way in findings.questions.resynced {
-            // What began and ended while nobody listened is not in it.
-            self.vigil.up(Source::Celery, way.part(), Gap::Lost);
+            if self.ways.contains(&(way, true)) {
+                // What began and ended while nobody listened is not in it.
+                self.vigil.up(Source::Celery, way.part(), Gap::Lost);
+                self.resync.retain(|waiting| *waiting != way);
+            }
         }
     }
 
     fn note(&mut self) {
+        if self.overflowed.swap(false, Ordering::Relaxed) {
+            for (way, _) in self.ways.clone() {
+                // What there was no room for is read anew, as after an outage.
+                self.vigil.down(Source::Celery, way.part());
+                self.resync.retain(|waiting| *waiting != way);
+                self.resync.push(way);
+            }
+            self.needs_resync = true;
+        }
         let counts = self.tracker.counts();
         self.counts.tasks(counts.tasks, counts.running, counts.without_project);
         *self.status.lock() = Status {
@@ -475,7 +525,8 @@ impl Celery {
                 self.delivered(delivery, delivered);
             }
             let now_ms = self.now_ms();
-            self.tracker.wake(self.hears_backend(), now_ms);
+            // Ends that wait for the result backend wait no longer.
+            self.tracker.wake(true, now_ms + FINISH_MS);
             self.collect(now_ms);
             while self.appends && !self.outbox.is_empty() {
                 let Some(sending) = self.deliver(true) else { break };

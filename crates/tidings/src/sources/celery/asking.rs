@@ -40,6 +40,8 @@ pub(super) struct Questions {
     pub(super) resynced: Vec<Way>,
     /// One node asks for all.
     pub(super) asks_workers: bool,
+    /// Some send heartbeats: then nobody who listens to remote control means that it is off.
+    pub(super) workers_are_heard: bool,
     pub(super) asked_ms: u64,
 }
 
@@ -119,6 +121,10 @@ impl Asker {
             tracing::debug!(error, "workers cannot be asked");
             findings.workers_error = Some(error);
         }
+        if findings.backend_error.is_some() {
+            // Nobody knows which of them have ended.
+            findings.missing.clear();
+        }
         (self, findings)
     }
 
@@ -170,7 +176,8 @@ impl Asker {
         let mut all_answered = true;
         for ids in missing.iter().cloned().collect::<Vec<_>>().chunks(QUERY_MAX) {
             let answers = control.query_tasks(ids).await?;
-            all_answered &= answers.answered >= answers.listening;
+            let is_off = answers.listening == 0 && findings.questions.workers_are_heard;
+            all_answered &= answers.answered >= answers.listening && !is_off;
             for Found { id, about, .. } in answers.found {
                 missing.remove(&id);
                 findings.known.push(report_of_known(id, about));

@@ -15,9 +15,8 @@ use super::{
 
 /// Of more children nobody is told a process.
 const CHILDREN_MAX: usize = 1000;
-/// Stamps of the Python package.
+/// A stamp of the Python package: how many steps of the chain are left.
 const CHAIN_STAMP: &str = "tidings_chain";
-const GROUP_STAMP: &str = "tidings_group";
 
 /// What became of a message.
 #[derive(Debug)]
@@ -81,14 +80,15 @@ fn about_of(task_id: &TaskId, object: &RawObject<'_>, reading: &Reading) -> Abou
     about.project = stamped
         .map(|project| (Rank::Stamp, project))
         .or_else(|| in_arguments().map(|project: ProjectId| (Rank::Arguments, project)));
+    about.has_arguments = kwargs.is_some();
     about.arguments = reading.arguments(kwargs);
     about.worker = object.get_str("worker").map(|worker| cut(&worker));
     // A task that is tried again is its own parent and its own child.
     about.parent = about.parent.take().filter(|parent| parent != task_id);
     about.children = object.get("children").map_or_else(Vec::new, |json| ids_of_results(json, CHILDREN_MAX));
     about.children.retain(|child| child != task_id);
-    let count = |name| stamp(object, name).and_then(|value| u32::try_from(value.as_u64()?).ok());
-    (about.chain_length, about.group_size) = (count(CHAIN_STAMP), count(GROUP_STAMP));
+    let length = stamp(object, CHAIN_STAMP).and_then(|value| value.as_u64());
+    about.chain_length = length.and_then(|length| u32::try_from(length).ok());
     about
 }
 

@@ -153,6 +153,7 @@ impl Control {
             name: name.map(|name| head(name, 255).into()),
             worker: Some(head(worker, 255).into()),
             project: stamped.or(project).map(|project| (Rank::Asked, project)),
+            has_arguments: task["kwargs"].is_object(),
             arguments: self.reading.arguments(kwargs.as_deref()),
             ..About::default()
         };

@@ -23,6 +23,7 @@ pub(super) struct Delivery {
     /// `None`: there is no other node.
     lease: Option<(RedisMember, Lease)>,
     lease_due: Instant,
+    has_answered: bool,
     /// Whether what was kept is known: this node appended last.
     is_ready: bool,
     store: Store,
@@ -39,7 +40,9 @@ pub(super) enum Delivered {
     /// This node appends from now on. This was kept by whoever did before.
     TookOver(Vec<Kept>),
     /// Another node does.
-    NotHeld,
+    Elsewhere,
+    /// Nobody knows whether another node does.
+    NoAnswer { kept: Vec<Kept>, gone: Vec<TaskId> },
 }
 
 impl Delivery {
@@ -48,7 +51,7 @@ impl Delivery {
             let lease = Lease::new(LEASE, member.incarnation.clone());
             (member, lease)
         });
-        Self { lease, lease_due: Instant::now(), is_ready: false, store, ingest }
+        Self { lease, lease_due: Instant::now(), has_answered: false, is_ready: false, store, ingest }
     }
 
     /// Whether this node may append at once.
@@ -83,8 +86,11 @@ impl Delivery {
 
     async fn take_over(&mut self) -> Delivered {
         self.is_ready = false;
-        if !self.is_held().await {
-            return Delivered::NotHeld;
+        let no_answer = Delivered::NoAnswer { kept: Vec::new(), gone: Vec::new() };
+        match self.is_held().await {
+            Some(true) => {}
+            Some(false) => return Delivered::Elsewhere,
+            None => return no_answer,
         }
         match self.store.load().await {
             Ok(kept) => {
@@ -94,7 +100,7 @@ impl Delivery {
             Err(error) => {
                 tracing::warn!(error, "what is kept of Celery's tasks cannot be read; trying again");
                 sleep(RETRY_PAUSE).await;
-                Delivered::NotHeld
+                no_answer
             }
         }
     }
@@ -105,13 +111,20 @@ impl Delivery {
         kept: Vec<Kept>,
         gone: Vec<TaskId>,
     ) -> Delivered {
-        if !self.is_held().await {
-            self.is_ready = false;
-            return Delivered::NotHeld;
+        match self.is_held().await {
+            Some(true) => {}
+            held => {
+                self.is_ready = false;
+                return held.map_or(Delivered::NoAnswer { kept, gone }, |_| Delivered::Elsewhere);
+            }
         }
         if let Err(error) = self.store.write(&kept, &gone).await {
             tracing::warn!(error, "what Celery's tasks do cannot be kept; trying again");
             sleep(RETRY_PAUSE).await;
+            return Delivered::Failed { kept, gone };
+        }
+        // Keeping may have taken long.
+        if self.is_held().await != Some(true) {
             return Delivered::Failed { kept, gone };
         }
         if let Err(error) = self.append(&batch).await {
@@ -132,13 +145,14 @@ impl Delivery {
         self.ingest.append(EventSource::Celery, events).await.map(drop).map_err(|error| error.to_string())
     }
 
-    async fn is_held(&mut self) -> bool {
-        let Some((member, lease)) = &mut self.lease else { return true };
+    /// Whether this node holds the lease; `None`: nobody knows.
+    async fn is_held(&mut self) -> Option<bool> {
+        let Some((member, lease)) = &mut self.lease else { return Some(true) };
         if Instant::now() >= self.lease_due {
             self.lease_due = Instant::now() + LEASE_INTERVAL;
-            // Whether it is ours is known for a while without an answer.
-            let _ = lease.hold(&member.servers).await;
+            self.has_answered = lease.hold(&member.servers).await.is_ok();
         }
-        lease.is_held()
+        // That it is ours is known for a while without an answer.
+        (lease.is_held() || self.has_answered).then(|| lease.is_held())
     }
 }

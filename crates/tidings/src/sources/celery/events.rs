@@ -151,7 +151,7 @@ fn said(kind: &str, object: &RawObject<'_>, reading: &Reading) -> Option<Said> {
         "started" => Said::Started { pid: None },
         "progress" => Said::Progress(reading.update("PROGRESS", Some(&own_fields(object)))),
         "succeeded" => {
-            let result = object.get("result").and_then(|json| reading.result(json));
+            let result = object.get_str("result").and_then(|text| reading.result_text(&text));
             Said::Ended(End::Completed { result, is_repr: true })
         }
         "failed" => {

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -44,6 +44,8 @@ const BATCH_MAX: usize = 256;
 const LARGE_BYTES: usize = 256 * 1024;
 /// A larger one is not read at all but for its head.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Workers cut what they put into events: nobody of ours sends more at once.
+const EVENTS_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Members of a saved group that are looked at.
 const MEMBERS_MAX: usize = 10_000;
 
@@ -83,8 +85,6 @@ pub(super) enum Heard {
     Silent(Way),
     /// The same connection lives: nothing was lost.
     Again(Way),
-    /// There was no room for what was heard.
-    Overflowed,
 }
 
 /// Listens on one way.
@@ -100,6 +100,8 @@ pub(super) struct Listener {
     pub(super) probe: String,
     pub(super) reading: Arc<Reading>,
     pub(super) heard: mpsc::Sender<Heard>,
+    /// Set when there was no room for what was heard.
+    pub(super) overflowed: Arc<AtomicBool>,
     pub(super) counts: Arc<CeleryCounts>,
     pub(super) tasks: TaskTracker,
 }
@@ -278,12 +280,9 @@ impl Listener {
 
     /// Hands on what was read, if there is room. If there is none, all that is followed is read anew.
     fn hand_over(&self, heard: Heard) {
-        // The last place is for saying that there is none left.
-        if self.heard.capacity() > 1 {
-            let _ = self.heard.try_send(heard);
-        } else {
+        if self.heard.try_send(heard).is_err() {
             self.counts.dropped();
-            let _ = self.heard.try_send(Heard::Overflowed);
+            self.overflowed.store(true, Ordering::Relaxed);
         }
     }
 
@@ -326,7 +325,9 @@ fn read_backend(reader: &Reader<'_>, channel: &str, payload: &[u8]) -> Option<He
     let unreadable = |reason| reader.counts.unreadable(Way::Backend.as_str(), reason);
     if let Some(group) = channel.strip_prefix(reader.group_prefix) {
         let group = task_id(group)?;
-        let members = backend::read_group(payload, MEMBERS_MAX);
+        // Of a larger one nobody would know how many there are.
+        let members =
+            backend::read_group(payload, MEMBERS_MAX + 1).filter(|members| members.len() <= MEMBERS_MAX);
         if members.is_none() {
             unreadable("group");
         }
@@ -352,6 +353,10 @@ fn read_backend(reader: &Reader<'_>, channel: &str, payload: &[u8]) -> Option<He
 
 fn read_events(reader: &Reader<'_>, payload: &[u8]) -> Vec<Heard> {
     let unreadable = |reason| reader.counts.unreadable(Way::Events.as_str(), reason);
+    if payload.len() > EVENTS_BYTES_MAX {
+        unreadable("too_large");
+        return Vec::new();
+    }
     match events::read(payload, reader.reading) {
         Ok((events, unread)) => {
             (0..unread).for_each(|_| unreadable("event"));

@@ -75,9 +75,10 @@ impl Outbox {
         }
     }
 
-    /// It has not, or nobody knows.
+    /// It has not, or nobody knows. An update that was appended after all must not come again behind what followed it.
     pub(super) fn failed(&mut self) {
         self.in_flight = 0;
+        self.take_over();
     }
 
     /// Another node appends. What is too old to be missing is let go of.
@@ -142,7 +143,7 @@ mod tests {
         outbox.push(outgoing("t", "update 4"), 0);
         outbox.push(outgoing("t", "end"), 0);
         outbox.failed();
-        assert_eq!(texts(&outbox.next_batch()), ["start", "update 2", "update 4", "update u", "end"]);
+        assert_eq!(texts(&outbox.next_batch()), ["start", "update u", "end"]);
         outbox.appended();
         assert!(outbox.is_empty() && outbox.last.is_empty());
         outbox.push(outgoing("t", "update 5"), 0);
@@ -168,6 +169,6 @@ mod tests {
         assert_eq!(texts(&outbox.next_batch()), ["start", "update 1", "start", "end"]);
         outbox.push(outgoing("a", "update 2"), 10_000);
         outbox.failed();
-        assert_eq!(texts(&outbox.next_batch()), ["start", "update 1", "start", "end", "update 2"]);
+        assert_eq!(texts(&outbox.next_batch()), ["start", "start", "end", "update 2"]);
     }
 }

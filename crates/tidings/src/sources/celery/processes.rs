@@ -41,8 +41,9 @@ struct Process {
     done: u32,
     failed: u32,
     size_questions: u32,
-    is_told: bool,
-    is_over: bool,
+    stage: Stage,
+    /// Its tasks belong to several projects: none of them is to be told of the others'.
+    is_mixed: bool,
     /// When the next update is due; one is to be told.
     update_due_ms: u64,
     has_update: bool,
@@ -52,6 +53,14 @@ struct Process {
 enum Kind {
     Group,
     Chain,
+}
+
+/// How much of a process was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Untold,
+    Started,
+    Over,
 }
 
 impl Processes {
@@ -66,7 +75,8 @@ impl Processes {
         }
     }
 
-    /// Takes how a task is now, which belongs to this group.
+    /// Takes how a task is now, which belongs to this group. Returns the next step of its chain, which may have been heard of before it
+    /// was known to be one.
     pub(super) fn observe(
         &mut self,
         id: &TaskId,
@@ -75,7 +85,7 @@ impl Processes {
         outcome: Option<bool>,
         now_ms: u64,
         out: &mut Vec<Outgoing>,
-    ) {
+    ) -> Option<TaskId> {
         let project = about.project.as_ref().map(|(_, project)| project);
         if let Some(group) = group {
             self.join(group, Kind::Group, id, project, now_ms);
@@ -83,11 +93,11 @@ impl Processes {
             self.step(group, id, outcome);
             self.tell(group, now_ms, out);
         }
-        if let Some(chain) = self.chain_of(id, about, outcome) {
-            self.join(&chain, Kind::Chain, id, project, now_ms);
-            self.step_of_chain(&chain, id, about, outcome, now_ms);
-            self.tell(&chain, now_ms, out);
-        }
+        let chain = self.chain_of(id, about, outcome)?;
+        self.join(&chain, Kind::Chain, id, project, now_ms);
+        let next = self.step_of_chain(&chain, id, about, outcome, now_ms);
+        self.tell(&chain, now_ms, out);
+        next
     }
 
     /// These are all members of a group.
@@ -113,7 +123,7 @@ impl Processes {
             Some(size) => process.size = Some(size),
             // It is over: the backend has forgotten it with its last member, of which nothing was heard.
             None if process.size.is_some()
-                && process.is_told
+                && process.stage == Stage::Started
                 && process.steps.values().all(Option::is_some) =>
             {
                 process.size = Some(process.done);
@@ -137,7 +147,7 @@ impl Processes {
 
     /// Groups that are told and not over.
     pub(super) fn open_groups(&self) -> Vec<TaskId> {
-        let is_open = |process: &Process| process.kind == Kind::Group && !process.is_over;
+        let is_open = |process: &Process| process.kind == Kind::Group && process.stage != Stage::Over;
         self.by_id.iter().filter(|(_, process)| is_open(process)).map(|(id, _)| id.clone()).collect()
     }
 
@@ -178,8 +188,8 @@ impl Processes {
             done: 0,
             failed: 0,
             size_questions: 0,
-            is_told: false,
-            is_over: false,
+            stage: Stage::Untold,
+            is_mixed: false,
             // What is known already after a restart comes at once, and is told once.
             update_due_ms: now_ms + self.update_ms,
             has_update: false,
@@ -191,7 +201,8 @@ impl Processes {
         if process.project.is_none() {
             process.project = project.cloned();
         }
-        if process.steps.len() < STEPS_MAX {
+        process.is_mixed |= project.is_some_and(|project| process.project.as_ref() != Some(project));
+        if process.stage != Stage::Over && process.steps.len() < STEPS_MAX {
             process.steps.entry(step.clone()).or_default();
         }
         if kind == Kind::Chain {
@@ -230,6 +241,7 @@ impl Processes {
         begins.then(|| id.clone())
     }
 
+    /// Returns the next step, if it was not known to be one.
     fn step_of_chain(
         &mut self,
         chain: &TaskId,
@@ -237,13 +249,15 @@ impl Processes {
         about: &About,
         outcome: Option<bool>,
         now_ms: u64,
-    ) {
+    ) -> Option<TaskId> {
         self.step(chain, id, outcome);
         let next = about.children.first().filter(|_| about.children.len() == 1);
+        let mut new = None;
         if let (Some(true), Some(next)) = (outcome, next) {
+            new = (!self.chain_of.contains_key(next)).then(|| next.clone());
             self.join(chain, Kind::Chain, next, None, now_ms);
         }
-        let Some(process) = self.by_id.get_mut(chain) else { return };
+        let process = self.by_id.get_mut(chain)?;
         let so_far = u32::try_from(process.steps.len()).unwrap_or(u32::MAX);
         let said = about
             .chain_length
@@ -253,25 +267,38 @@ impl Processes {
         if outcome == Some(true) && next.is_none() && process.steps.values().all(Option::is_some) {
             process.size = Some(process.done);
         }
+        new
     }
 
     fn tell(&mut self, id: &TaskId, now_ms: u64, out: &mut Vec<Outgoing>) {
         let update_ms = self.update_ms;
         let Some(process) = self.by_id.get_mut(id) else { return };
-        let (Some(project), Some(size), false) = (process.project.clone(), process.size, process.is_over)
-        else {
-            return;
-        };
-        if !std::mem::replace(&mut process.is_told, true) {
-            let message = process.message(size);
-            let event = Event { message: Some(&message), ..Event::default() };
-            out.push(outgoing(id, project.clone(), "process.started", event));
+        let (Some(project), Some(size)) = (process.project.clone(), process.size) else { return };
+        match process.stage {
+            Stage::Over => return,
+            // Of one that is too large not every step is remembered, and it would never be over.
+            Stage::Untold if process.is_mixed || size as usize > STEPS_MAX => {
+                process.stage = Stage::Over;
+                process.steps.clear();
+                return;
+            }
+            Stage::Untold => {
+                process.stage = Stage::Started;
+                let message = process.message(size);
+                let event = Event { message: Some(&message), ..Event::default() };
+                out.push(outgoing(id, project.clone(), "process.started", event));
+            }
+            Stage::Started => {}
         }
         // A chain ends with the first step that fails, a group with its last.
-        process.is_over = process.done >= size || (process.kind == Kind::Chain && process.failed > 0);
+        let is_broken = process.kind == Kind::Chain && process.failed > 0;
+        let is_over = process.done >= size || is_broken || process.is_mixed;
         self.due.remove(&(process.update_due_ms, id.clone()));
-        if process.is_over {
-            let outcome = Some(if process.failed == 0 { "success" } else { "failed" });
+        if is_over {
+            process.stage = Stage::Over;
+            process.steps.clear();
+            let is_well = process.failed == 0 && !process.is_mixed;
+            let outcome = Some(if is_well { "success" } else { "failed" });
             let error = process.error(size);
             let event = Event { outcome, error: error.as_deref(), ..Event::default() };
             out.push(outgoing(id, project, "process.completed", event));
@@ -295,6 +322,9 @@ impl Process {
     }
 
     fn error(&self, size: u32) -> Option<String> {
+        if self.is_mixed {
+            return Some("its tasks belong to several projects".to_owned());
+        }
         match (self.kind, self.failed) {
             (_, 0) => None,
             (Kind::Group, failed) => Some(format!("{failed} of {size} tasks failed")),

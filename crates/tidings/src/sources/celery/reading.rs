@@ -31,6 +31,11 @@ impl Reading {
         (self.tells_results && json != "null").then(|| self.value(json)).flatten()
     }
 
+    /// Python's text for a result, if it may be told.
+    pub(super) fn result_text(&self, text: &str) -> Option<Box<str>> {
+        (self.tells_results && text.len() <= self.value_bytes_max).then(|| text.into())
+    }
+
     /// A traceback, if it may be told: its end, which says what went wrong.
     pub(super) fn traceback(&self, text: Option<Cow<'_, str>>) -> Option<Box<str>> {
         let text = text.filter(|_| self.tells_tracebacks)?;

@@ -16,8 +16,8 @@ use super::report::TaskId;
 const STREAM: &str = "tidings:celery:registrations";
 /// About how many are kept there, for nodes that start.
 const KEPT_MAX: usize = 100_000;
-/// For how long: a task that is sent later than a day after it was registered is none that anybody waits for.
-const KEPT_FOR: Duration = Duration::from_hours(25);
+/// A node that starts reads those of so long. Older ones it gets with what is kept of tasks, when it begins to append.
+const READ_FOR: Duration = Duration::from_hours(1);
 /// Read at once.
 const READ_MAX: usize = 1000;
 /// Waiting for the next one at Redis.
@@ -32,6 +32,9 @@ pub(crate) struct Registration {
     pub(crate) project_id: ProjectId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) task_name: Option<Box<str>>,
+    /// Whoever says so may publish to every project.
+    #[serde(default)]
+    pub(crate) everywhere: bool,
 }
 
 /// Takes registrations.
@@ -61,10 +64,10 @@ impl Registrar {
     }
 }
 
-/// Reads what was said on any node, for ever, from what was said in the last day on.
+/// Reads what was said on any node, for ever, from what was said in the last hour on.
 pub(super) async fn follow(servers: Arc<Servers>, sender: mpsc::Sender<Registration>) {
     let mut stream = StreamReader::new(servers, STREAM);
-    let since = jiff::Timestamp::now().as_millisecond() - i64::try_from(KEPT_FOR.as_millis()).unwrap_or(0);
+    let since = jiff::Timestamp::now().as_millisecond() - i64::try_from(READ_FOR.as_millis()).unwrap_or(0);
     stream.cursor = format!("{}-0", since.max(0));
     loop {
         match stream.read(READ_MAX, Some(BLOCK)).await {

@@ -51,11 +51,13 @@ pub(super) struct About {
     /// The tasks that this one has sent.
     pub(super) children: Vec<TaskId>,
     pub(super) project: Option<(Rank, ProjectId)>,
+    /// Its arguments were seen as they are: `project` would say what they name.
+    pub(super) has_arguments: bool,
     /// Its keyword arguments as JSON, if they may be told.
     pub(super) arguments: Option<Box<str>>,
     /// How many steps of a chain are left, this one included, where somebody has said so.
     pub(super) chain_length: Option<u32>,
-    /// How many tasks its group has, where somebody has said so.
+    /// How many tasks its group has, where the result backend has said so.
     pub(super) group_size: Option<u32>,
 }
 

@@ -100,10 +100,12 @@ impl Log {
     /// Reads the file of a data folder, which somebody else holds for this process.
     pub(super) fn open(folder: &Path) -> io::Result<Self> {
         let path = folder.join(FILE);
-        let text = match std::fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            text => text?,
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            bytes => bytes?,
         };
+        // A crash may have torn a character, too.
+        let text = String::from_utf8_lossy(&bytes);
         let mut tasks = HashMap::new();
         // A line that a crash has torn is about something that was not told.
         for line in text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
@@ -129,7 +131,11 @@ impl Log {
             lines.push('\n');
             self.tasks.remove(&**id);
         }
-        self.file.write_all(lines.as_bytes())?;
+        if let Err(error) = self.file.write_all(lines.as_bytes()) {
+            // Half a line would spoil the next one.
+            self.file.set_len(self.bytes)?;
+            return Err(error);
+        }
         self.bytes += lines.len() as u64;
         // Of a task, a line has about this.
         let live = 300 * self.tasks.len() as u64;

@@ -54,8 +54,8 @@ pub(super) struct Task {
     /// The next update may be told.
     update_due_ms: u64,
     last_update: Option<Progress>,
-    /// It stood behind another one that failed.
-    never_ran: bool,
+    /// It is the body of a chord whose header has failed.
+    is_bodiless: bool,
     /// The last time that it was certainly there.
     pub(super) heard_ms: u64,
     /// Since when no worker knows it.
@@ -297,7 +297,7 @@ impl Task {
             Phase::Ended { well: false, .. } if well => {}
             Phase::Ended { .. } => return,
         }
-        self.never_ran = matches!(&end, End::Failed(Failure { reason: Reason::NotRun, .. }));
+        self.is_bodiless = matches!(&end, End::Failed(failure) if failure.error.starts_with("ChordError"));
         let is_lost = matches!(&end, End::Failed(Failure { reason: Reason::Lost, .. }));
         self.phase = Phase::Ended { well, is_lost, at_ms: now_ms };
         self.soft_end = None;
@@ -320,6 +320,7 @@ impl Task {
         take(&mut known.arguments, about.arguments.as_ref());
         take(&mut known.chain_length, about.chain_length.as_ref());
         take(&mut known.group_size, about.group_size.as_ref());
+        known.has_arguments |= about.has_arguments;
         if !about.children.is_empty() {
             known.children.clone_from(&about.children);
         }
@@ -330,7 +331,9 @@ impl Task {
 
     /// Says to which project it belongs, unless something more reliable, or as reliable and earlier, has said that.
     pub(super) fn belong(&mut self, rank: Rank, project: ProjectId) {
-        if self.about.project.as_ref().is_none_or(|(known, _)| rank > *known) {
+        // What has ended may be another one's id by now.
+        let is_more = |known: Rank| rank > known || (rank == known && self.has_ended());
+        if self.about.project.as_ref().is_none_or(|(known, _)| is_more(*known)) {
             self.about.project = Some((rank, project));
         }
     }
@@ -395,9 +398,33 @@ impl Task {
         }
     }
 
-    /// Whether it ended without having run.
-    pub(super) fn never_ran(&self) -> bool {
-        self.never_ran
+    /// Whether it is the body of a chord whose header has failed: it never ran.
+    pub(super) fn is_body_of_failed_chord(&self) -> bool {
+        self.is_bodiless
+    }
+
+    /// Takes what another node has kept of the same task.
+    pub(super) fn remember(&mut self, kept: Self) {
+        if let Some((rank, project)) = kept.about.project {
+            self.belong(rank, project);
+        }
+        let (known, kept) = (&mut self.told.mark, kept.told.mark);
+        if kept.attempt < self.attempt {
+            return;
+        }
+        if kept.attempt > self.attempt {
+            // What was heard here did not say which attempt it meant.
+            self.attempt = kept.attempt;
+            *known = kept;
+        } else {
+            *known = Mark {
+                attempt: kept.attempt,
+                starts: known.starts.max(kept.starts),
+                completions: known.completions.max(kept.completions),
+                failures: known.failures.max(kept.failures),
+            };
+        }
+        self.confirmed = kept;
     }
 
     fn is_lost(&self) -> bool {

@@ -290,6 +290,8 @@ fn the_tasks_of_a_worker_that_leaves_or_falls_silent_are_asked_about_at_once() {
         let mut report = report(Route::Backend, Some(0), started(1));
         report.about.worker = Some("w1".into());
         lab.say(report);
+        let online = WorkerEvent { worker: "w1".into(), change: WorkerChange::Online };
+        lab.tracker.take_worker(&online, lab.now_ms);
         lab.tracker.take_worker(&WorkerEvent { worker: "w1".into(), change }, lab.now_ms);
         lab.pass(3_000);
         assert_eq!(lab.tracker.take_questions(lab.now_ms).len(), 1, "{change:?}");
@@ -307,11 +309,11 @@ fn a_project_that_is_found_late_is_told_all_and_a_less_reliable_one_changes_noth
     lab.check(&[]);
     assert_eq!(lab.tracker.counts().without_project, 1);
     assert!(lab.tracker.homeless()[0].reason.contains("result_extended"));
-    lab.tracker.register(&"t".into(), project("p"), Some("app.task".into()), lab.now_ms);
+    assert!(lab.tracker.register(&"t".into(), project("p"), Some("app.task".into()), false, lab.now_ms));
     lab.check(&["p t task.started 0", "p t task.progress 0 1/9", "p t task.completed 0"]);
 
     let mut lab = Lab::new(true);
-    lab.tracker.register(&"t".into(), project("registered"), None, lab.now_ms);
+    assert!(lab.tracker.register(&"t".into(), project("registered"), None, false, lab.now_ms));
     lab.say(report(Route::Backend, Some(0), started(1)));
     lab.check(&["registered t task.started 0"]);
 }
@@ -320,7 +322,8 @@ fn a_project_that_is_found_late_is_told_all_and_a_less_reliable_one_changes_noth
 fn a_task_that_turns_out_to_be_another_projects_is_over_where_it_was() {
     let mut lab = Lab::new(true);
     lab.say(report(Route::Backend, Some(0), started(1)));
-    lab.tracker.register(&"t".into(), project("q"), None, lab.now_ms);
+    assert!(!lab.tracker.register(&"t".into(), project("q"), None, false, lab.now_ms));
+    assert!(lab.tracker.register(&"t".into(), project("q"), None, true, lab.now_ms));
     lab.say(report(Route::Backend, Some(0), completed()));
     lab.check(&[
         "p t task.started 0",
@@ -335,8 +338,25 @@ fn a_child_inherits_its_project() {
     let mut lab = Lab::new(true);
     lab.say(report(Route::Backend, Some(0), started(1)));
     let about = About { name: Some("app.child".into()), parent: Some("t".into()), ..About::default() };
+    let about = About { has_arguments: true, ..about };
     lab.say(Report { task_id: "c".into(), about, ..report(Route::Backend, Some(0), started(2)) });
     lab.check(&["p t task.started 0", "p c task.started 0"]);
+}
+
+#[test]
+fn a_child_that_has_a_project_of_its_own_is_never_told_in_its_parents() {
+    let mut lab = Lab::new(true);
+    lab.say(report(Route::Backend, Some(0), started(1)));
+    // Its events come first, and without a hint they say no project.
+    let about = About { name: Some("app.child".into()), parent: Some("t".into()), ..About::default() };
+    for said in [Said::Known, Said::Started { pid: None }] {
+        let about = about.clone();
+        lab.say(Report { task_id: "c".into(), about, ..report(Route::Events, Some(0), said) });
+    }
+    lab.pass(10_000);
+    let about = About { project: Some((Rank::Arguments, project("q"))), has_arguments: true, ..about };
+    lab.say(Report { task_id: "c".into(), about, ..report(Route::Backend, Some(0), started(2)) });
+    lab.check(&["p t task.started 0", "q c task.started 0"]);
 }
 
 #[test]
@@ -364,6 +384,32 @@ fn a_group_of_a_known_size_is_a_process() {
         "p g process.progress 66%",
         "p c task.started 0",
         "p c task.completed 0",
+        "p g process.completed failed",
+    ]);
+}
+
+#[test]
+fn a_group_of_several_projects_is_told_to_none_and_one_that_turns_out_to_be_is_over() {
+    let member = |id: &str, name: &str| {
+        let mut report = of_task(id, Route::Backend, Some(0), started(1));
+        report.about.group = Some("g".into());
+        report.about.project = Some((Rank::Arguments, project(name)));
+        report
+    };
+    let mut lab = Lab::new(true);
+    lab.say(member("a", "p"));
+    lab.say(member("b", "q"));
+    lab.tracker.group_sized(&"g".into(), Some(2), lab.now_ms);
+    lab.pass(1000);
+    lab.check(&["p a task.started 0", "q b task.started 0"]);
+    let mut lab = Lab::new(true);
+    lab.say(member("a", "p"));
+    lab.tracker.group_sized(&"g".into(), Some(2), lab.now_ms);
+    lab.say(member("b", "q"));
+    lab.check(&[
+        "p a task.started 0",
+        "p g process.started",
+        "q b task.started 0",
         "p g process.completed failed",
     ]);
 }

@@ -155,14 +155,29 @@ impl Tracker {
         self.take(Report { said, ..report }, now_ms);
     }
 
-    /// Somebody says which project a task belongs to.
-    pub(super) fn register(&mut self, id: &TaskId, project: ProjectId, name: Option<Box<str>>, now_ms: u64) {
+    /// Somebody says which project a task belongs to. Who may not publish everywhere does not take it from where it says itself that
+    /// it belongs; `false`: he has tried.
+    pub(super) fn register(
+        &mut self,
+        id: &TaskId,
+        project: ProjectId,
+        name: Option<Box<str>>,
+        may_publish_everywhere: bool,
+        now_ms: u64,
+    ) -> bool {
+        let known = self.tasks.get(id).and_then(|tracked| tracked.task.about.project.as_ref());
+        if !may_publish_everywhere
+            && known.is_some_and(|(rank, known)| *rank >= Rank::Arguments && *known != project)
+        {
+            return false;
+        }
         self.with(id, now_ms, |task, pace, out| {
             task.about.name = task.about.name.take().or(name);
             task.belong(Rank::Registered, project);
             task.tell(id, pace, now_ms, out);
         });
         self.changed.insert(id.clone());
+        true
     }
 
     /// A group was saved: these are its members.
@@ -199,9 +214,11 @@ impl Tracker {
     /// Takes what became of a worker.
     pub(super) fn take_worker(&mut self, event: &WorkerEvent, now_ms: u64) {
         match event.change {
+            // It is found among the silent ones.
             WorkerChange::Offline => {
-                self.workers.remove(&event.worker);
-                self.suspect_tasks_of(&event.worker);
+                if let Some(worker) = self.workers.get_mut(&event.worker) {
+                    worker.silence_ms = 0;
+                }
             }
             WorkerChange::Online | WorkerChange::Beats { .. } => {
                 let every_s = match event.change {
@@ -219,14 +236,6 @@ impl Tracker {
                 }
             }
         }
-    }
-
-    fn suspect_tasks_of(&mut self, worker: &str) {
-        let runs_there = |tracked: &Tracked| {
-            !tracked.task.has_ended() && tracked.task.about.worker.as_deref() == Some(worker)
-        };
-        let suspects = self.tasks.iter().filter(|(_, tracked)| runs_there(tracked)).map(|(id, _)| id.clone());
-        self.ask_now.extend(suspects);
     }
 
     /// Does what is due.
@@ -252,15 +261,19 @@ impl Tracker {
         }
     }
 
+    /// Asks about the tasks of workers that have left, or are silent.
     fn look_for_silent_workers(&mut self, now_ms: u64) {
-        let silent: Vec<_> = self
-            .workers
-            .extract_if(|_, worker| now_ms > worker.heard_ms + worker.silence_ms)
-            .map(|(name, _)| name)
-            .collect();
-        for worker in silent {
-            self.suspect_tasks_of(&worker);
+        let is_silent = |worker: &Worker| now_ms > worker.heard_ms + worker.silence_ms;
+        let silent: HashSet<_> =
+            self.workers.extract_if(|_, worker| is_silent(worker)).map(|(name, _)| name).collect();
+        if silent.is_empty() {
+            return;
         }
+        let runs_there = |id: &&TaskId| {
+            let worker = self.tasks.get(*id).and_then(|tracked| tracked.task.about.worker.as_ref());
+            worker.is_some_and(|worker| silent.contains(worker))
+        };
+        self.ask_now.extend(self.open.values().filter(runs_there).cloned());
     }
 
     /// When [`Tracker::wake`] has something to do.
@@ -318,6 +331,8 @@ impl Tracker {
     /// What is to be kept of the tasks that have changed, and the ids of those of which nothing is kept any more.
     pub(super) fn take_changes(&mut self) -> (Vec<Kept>, Vec<TaskId>) {
         let changed = std::mem::take(&mut self.changed);
+        // One that was forgotten and is there again is kept.
+        self.forgotten.retain(|id| !self.tasks.contains_key(id));
         let kept = |id: TaskId| Some(Kept::of(&id, &self.tasks.get(&id)?.task));
         (changed.into_iter().filter_map(kept).collect(), std::mem::take(&mut self.forgotten))
     }
@@ -330,12 +345,20 @@ impl Tracker {
 
     /// Takes what was kept, of those tasks that nothing is known of yet.
     pub(super) fn restore(&mut self, kept: Vec<Kept>, now_ms: u64) {
-        for kept in kept {
-            let Some((id, task)) = kept.into_task(now_ms) else { continue };
-            if !self.tasks.contains_key(&id) {
-                self.put(id.clone(), task);
-                self.with(&id, now_ms, |task, pace, out| task.tell(&id, pace, now_ms, out));
+        let mut restored = Vec::with_capacity(kept.len());
+        for (id, kept) in kept.into_iter().filter_map(|kept| kept.into_task(now_ms)) {
+            match self.tasks.get_mut(&id) {
+                Some(known) => known.task.remember(kept),
+                None => self.put(id.clone(), kept),
             }
+            restored.push(id);
+        }
+        // Once all are there: a chain is known by its first step.
+        let has_parent =
+            |id: &TaskId| self.tasks.get(id).is_some_and(|known| known.task.about.parent.is_some());
+        let (later, first): (Vec<_>, Vec<_>) = restored.into_iter().partition(has_parent);
+        for id in first.into_iter().chain(later) {
+            self.with(&id, now_ms, |task, pace, out| task.tell(&id, pace, now_ms, out));
         }
     }
 
@@ -376,14 +399,18 @@ impl Tracker {
         }
         self.schedule(id, now_ms);
         self.move_to_its_place(id);
-        if self.options.shows_processes
-            && let Some(tracked) = self.tasks.get(id)
-        {
-            let (about, outcome) = (&tracked.task.about, tracked.task.outcome());
-            // A chord's body has its header's group in Celery 5.7, and is none of its tasks.
-            let group = about.group.as_ref().filter(|_| !tracked.task.never_ran());
-            self.processes.observe(id, group, about, outcome, now_ms, &mut self.out);
+        let mut observed = self.options.shows_processes.then(|| id.clone());
+        while let Some(id) = observed {
+            observed = self.observe(&id, now_ms);
         }
+    }
+
+    /// Tells processes of a task. Returns the next step of its chain if that was heard of before it was known to be one.
+    fn observe(&mut self, id: &TaskId, now_ms: u64) -> Option<TaskId> {
+        let task = &self.tasks.get(id)?.task;
+        // A chord's body has its header's group in Celery 5.7, and is none of its tasks.
+        let group = task.about.group.as_ref().filter(|_| !task.is_body_of_failed_chord());
+        self.processes.observe(id, group, &task.about, task.outcome(), now_ms, &mut self.out)
     }
 
     fn put(&mut self, id: TaskId, task: Task) {
@@ -450,9 +477,10 @@ impl Tracker {
         }
     }
 
-    /// The project of a task that it came from, or of its group.
+    /// The project of a task that it came from, or of its group: only of one whose own arguments were seen and name none. What is
+    /// heard first of a task may be less than it says itself, and by then its parent's pages would have been told.
     fn inherited(&self, id: &TaskId) -> Option<ProjectId> {
-        let about = &self.tasks.get(id)?.task.about;
+        let about = &self.tasks.get(id).filter(|tracked| tracked.task.about.has_arguments)?.task.about;
         let known = |id: &TaskId| {
             let (_, project) = self.tasks.get(id)?.task.about.project.as_ref()?;
             Some(project.clone())
