@@ -107,7 +107,11 @@ class Worker:
             except (redis.ConnectionError, OperationalError):
                 return False  # a connection from before Redis was restarted
 
-        wait_until(answers, "the worker")
+        try:
+            wait_until(answers, "the worker")
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def kill(self) -> None:
