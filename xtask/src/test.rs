@@ -10,11 +10,13 @@ use anyhow::{Context as _, bail};
 
 use crate::{arguments, cargo, conformance, root, setup};
 
-/// What depends on the version of Celery.
-const WITH_CELERY: [&str; 9] = [
+/// What depends on the version of Celery: of the package, and of the service with real workers. Each has a `conftest.py` of its own.
+const PACKAGE_WITH_CELERY: [&str; 3] = [
     "clients/python/tests/test_celery.py",
     "clients/python/tests/test_install.py",
     "clients/python/tests/test_testing.py",
+];
+const SERVICE_WITH_CELERY: [&str; 6] = [
     "e2e/test_celery.py",
     "e2e/test_celery_ends.py",
     "e2e/test_celery_package.py",
@@ -50,8 +52,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
     // The service's own tests once more, with its streams in Redis.
     let mut on_redis = cargo();
     on_redis.args(["test", "--package", "tidings", "--test", "it"]).env("TIDINGS_TEST_ENGINE", "redis");
-    let with_oldest_celery = pytest_with(&oldest, &WITH_CELERY);
-    for mut suite in [cargo_test, on_redis, pytest("clients/python"), pytest("e2e"), with_oldest_celery] {
+    let suites = [
+        cargo_test,
+        on_redis,
+        pytest("clients/python"),
+        pytest("e2e"),
+        pytest_with(&oldest, &PACKAGE_WITH_CELERY),
+        pytest_with(&oldest, &SERVICE_WITH_CELERY),
+    ];
+    for mut suite in suites {
         let of_suite = run_suite(&mut suite)?;
         if of_suite.passed == 0 {
             broken.push(format!("`{}` ran no test", arguments(&suite)));
